@@ -1,0 +1,1 @@
+"""Logged interactions: the data contract, importers, vocabulary, splits and batches."""

@@ -1,0 +1,36 @@
+"""Importers translate a source into the contract: one file a source, found by looking into this folder.
+
+An importer's module holds `Config`, a frozen pydantic model whose `name` is the literal name of the source, and
+`import_log(config, path, out, loop)`, which reads the source's folder `path` and writes a log into `out`.
+"""
+
+import importlib
+import pkgutil
+from pathlib import Path
+from typing import Protocol, cast
+
+from pydantic import BaseModel
+
+from components.interactions.log_folder import Log
+
+
+class Importer(Protocol):
+    """What an importer's module offers."""
+
+    Config: type[BaseModel]
+
+    def import_log(self, config: BaseModel, path: Path, out: Path, loop: str) -> Log:
+        """Translate the source in `path` into a log in `out`.
+
+        Raises:
+            InputError: a file is missing or cannot be read as what it should be.
+        """
+        ...
+
+
+def importers() -> dict[str, Importer]:
+    """Every importer of this folder by the name of its source."""
+    modules = [
+        importlib.import_module(f"{__name__}.{module.name}") for module in pkgutil.iter_modules(__path__)
+    ]
+    return {module.Config.model_fields["name"].default: cast(Importer, module) for module in modules}

@@ -1,0 +1,208 @@
+"""A log on disk: `manifest.json`, `requests/part-*.parquet`, `items.parquet` and, where used, `candidates.parquet`.
+
+Parts hold whole sessions, so that a log larger than memory is read part by part and no session is cut.
+"""
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import uuid4
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+from pydantic import ValidationError
+
+from components.errors import ContractError, InputError
+from components.interactions.contract import CANDIDATE_SCHEMA, CONTRACT_VERSION, ROW_ORDER, Manifest
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Log:
+    """A whole log: its folder and what its manifest says."""
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def part_paths(self) -> list[Path]:
+        """Files of the rows, in order."""
+        return sorted((self.path / "requests").glob("part-*.parquet"))
+
+    def scan(self) -> pl.LazyFrame:
+        """All rows, lazily."""
+        return pl.scan_parquet(self.part_paths)
+
+    def parts(self) -> Iterator[pl.DataFrame]:
+        """Rows part by part; each part holds whole sessions in row order."""
+        for path in self.part_paths:
+            yield pl.read_parquet(path)
+
+    def items(self) -> pl.DataFrame:
+        """The item table: `item_id` and the manifest's item features."""
+        return pl.read_parquet(self.path / "items.parquet")
+
+    def candidate_table(self) -> pl.DataFrame:
+        """Candidate lists that rows name by digest; empty where rows write them out."""
+        path = self.path / "candidates.parquet"
+        return pl.read_parquet(path) if path.exists() else pl.DataFrame(schema=CANDIDATE_SCHEMA)
+
+
+def open_log(path: Path) -> Log:
+    """The log in a folder, its manifest and the columns of every file checked against the contract.
+
+    Raises:
+        ContractError: the folder is no log, its contract version is another one, a file cannot be read, or a column
+            is missing, unexpected or of another type.
+    """
+    if not path.is_dir():
+        raise ContractError(f"{path}: no such folder; expected a log (a folder with {MANIFEST})")
+    manifest_path = path / MANIFEST
+    if not manifest_path.is_file():
+        raise ContractError(f"{path}: holds no {MANIFEST}; `slateloop import` writes a log from a source")
+    try:
+        manifest = Manifest.model_validate_json(manifest_path.read_bytes())
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "document"
+        raise ContractError(f"{manifest_path}: {where}: {first['msg']} (seen: {first['input']!r:.120})") from None
+    if manifest.contract_version != CONTRACT_VERSION:
+        raise ContractError(
+            f"{manifest_path}: contract_version is {manifest.contract_version}; this program reads {CONTRACT_VERSION}"
+        )
+    log = Log(path, manifest)
+    if not log.part_paths:
+        raise ContractError(f"{path / 'requests'}: holds no part-*.parquet; expected at least one")
+    for part in log.part_paths:
+        _check_schema(part, manifest.schema())
+    _check_schema(path / "items.parquet", manifest.item_schema())
+    return log
+
+
+def _check_schema(path: Path, expected: pl.Schema) -> None:
+    try:
+        seen = pl.read_parquet_schema(path)
+    except FileNotFoundError:
+        raise ContractError(f"{path}: missing; the contract asks for it") from None
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise ContractError(f"{path}: not readable as Parquet: {str(error).splitlines()[0]}") from None
+    for column, dtype in expected.items():
+        if column not in seen:
+            raise ContractError(f"{path}: column {column!r} is missing; expected type {dtype}")
+        if seen[column] != dtype:
+            raise ContractError(f"{path}: column {column!r} has type {seen[column]}; expected {dtype}")
+    if extra := [column for column in seen if column not in expected]:
+        raise ContractError(f"{path}: unexpected column {extra[0]!r}; the manifest names {list(expected)}")
+
+
+def write_log(
+    path: Path,
+    manifest: Manifest,
+    parts: Iterable[pl.DataFrame],
+    items: pl.DataFrame,
+    candidate_table: pl.DataFrame | None = None,
+) -> Log:
+    """Write a log into a folder and return it as read back; an older log there is replaced in one rename.
+
+    Args:
+        path: folder of the log; it may hold nothing, or an older log.
+        manifest: `n_requests` and `content_digest` are filled in here.
+        parts: frames of whole sessions; no session in two of them. Columns are put in the contract's order and cast.
+        items: the item table.
+        candidate_table: lists that rows name in `candidates_digest`.
+
+    Raises:
+        InputError: the folder holds something else, or cannot be written.
+        ContractError: the rows do not fit the manifest.
+    """
+    if path.exists() and any(path.iterdir()) and not (path / MANIFEST).is_file():
+        raise InputError(f"{path}: is not empty and holds no log; choose another folder")
+    staging = path.parent / f".{path.name}.{uuid4().hex[:8]}.tmp"
+    try:
+        (staging / "requests").mkdir(parents=True)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror}") from None
+    try:
+        schema = manifest.schema()
+        n_requests = 0
+        for number, part in enumerate(parts):
+            frame = _conform(part, schema, f"part {number}").sort(ROW_ORDER)
+            frame.write_parquet(staging / "requests" / f"part-{number:05d}.parquet", compression="zstd")
+            n_requests += frame.height
+        if n_requests == 0:
+            raise ContractError(f"{path}: the source {manifest.source!r} holds no requests; expected at least one")
+        _conform(items, manifest.item_schema(), "items").sort("item_id").write_parquet(staging / "items.parquet")
+        if candidate_table is not None:
+            table = _conform(candidate_table, CANDIDATE_SCHEMA, "candidates").sort("candidates_digest")
+            table.write_parquet(staging / "candidates.parquet")
+        digest = content_digest(Log(staging, manifest))
+        manifest = manifest.model_copy(update={"n_requests": n_requests, "content_digest": digest})
+        (staging / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n")
+        replace_folder(staging, path)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return Log(path, manifest)
+
+
+def replace_folder(staging: Path, path: Path) -> None:
+    """Put a finished folder in the place of an older one; both must be on the same file system."""
+    retired = path.parent / f".{path.name}.{uuid4().hex[:8]}.old"
+    if path.exists():
+        os.rename(path, retired)
+    os.rename(staging, path)
+    shutil.rmtree(retired, ignore_errors=True)
+
+
+def _conform(frame: pl.DataFrame, schema: pl.Schema, where: str) -> pl.DataFrame:
+    if missing := [column for column in schema if column not in frame.columns]:
+        raise ContractError(f"{where}: column {missing[0]!r} is missing; the manifest names {list(schema)}")
+    try:
+        return frame.select(pl.col(column).cast(dtype) for column, dtype in schema.items())
+    except pl.exceptions.PolarsError as error:
+        raise ContractError(f"{where}: {str(error).splitlines()[0]}") from None
+
+
+def content_digest(log: Log) -> str:
+    """SHA-256 of the log's values in canonical row order: the same rows give it however they are cut into files."""
+    rows = log.scan()
+    order = rows.select(ROW_ORDER).collect().select(pl.arg_sort_by(ROW_ORDER)).to_series()
+    digest = hashlib.sha256()
+    for column in sorted(log.manifest.schema()):
+        digest.update(column.encode())
+        _update_with_values(digest, rows.select(column).collect().to_series().gather(order).rechunk().to_arrow())
+    for table in (log.items().sort("item_id"), log.candidate_table().sort("candidates_digest")):
+        for column in sorted(table.columns):
+            digest.update(column.encode())
+            _update_with_values(digest, table[column].rechunk().to_arrow())
+    return digest.hexdigest()
+
+
+def _update_with_values(digest: "hashlib._Hash", values: pa.Array) -> None:
+    """Feed type, null mask, list lengths and values, never padding bytes or offsets that depend on the file."""
+    digest.update(str(values.type).encode())
+    digest.update(np.packbits(np.asarray(values.is_null())).tobytes())
+    if pa.types.is_list(values.type) or pa.types.is_large_list(values.type):
+        lengths = values.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
+        digest.update(lengths.astype("<i8").tobytes())
+        _update_with_values(digest, values.flatten())
+    elif pa.types.is_struct(values.type):
+        for field in values.type:
+            digest.update(field.name.encode())
+        for field_values in values.flatten():
+            _update_with_values(digest, field_values)
+    elif pa.types.is_large_string(values.type) or pa.types.is_string(values.type) or values.type == pa.string_view():
+        strings = values.cast(pa.large_string()).fill_null("")
+        lengths = pa.compute.binary_length(strings).to_numpy(zero_copy_only=False)
+        digest.update(lengths.astype("<i8").tobytes())
+        digest.update("".join(strings.to_pylist()).encode())
+    else:
+        filled = values.fill_null(False) if pa.types.is_boolean(values.type) else values
+        if not pa.types.is_boolean(values.type):
+            filled = filled.cast(pa.int64()) if pa.types.is_temporal(values.type) else filled
+            filled = filled.fill_null(0)
+        digest.update(np.ascontiguousarray(filled.to_numpy(zero_copy_only=False)).tobytes())
