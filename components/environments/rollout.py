@@ -1,0 +1,169 @@
+"""Roll a policy out in an environment: sessions as a batch, or as a log that keeps the data contract."""
+
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+
+import numpy as np
+import polars as pl
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from components.environments.interface import Environment, State
+from components.interactions.batching import SessionBatch
+from components.interactions.contract import Manifest, Reward
+from components.policies.slate_policy import SlatePolicy
+
+
+def position_rewards(
+    reward: Reward, clicks: Float[Tensor, "*B K"], purchases: Float[Tensor, "*B K"]
+) -> Float[Tensor, "*B K"]:
+    """Reward of each position, Σ_signal weight · signal."""
+    return reward.weights.get("clicked", 0.0) * clicks + reward.weights.get("purchased", 0.0) * purchases
+
+
+@torch.no_grad()  # not inference_mode: what is rolled out may be learned from
+def rollout(
+    environment: Environment[State],
+    policy: SlatePolicy,
+    users: Int[Tensor, " B"],
+    generator: torch.Generator,
+    max_steps: int,
+    on_step: Callable[[int, int], None] | None = None,
+) -> SessionBatch:
+    """One session of each user.
+
+    Args:
+        environment: simulator or learned world model.
+        policy: chooses the slates.
+        users: codes of the users; a user may appear more than once.
+        generator: the only source of chance.
+        max_steps: sessions that last longer are censored there.
+        on_step: told the step and how many users are still there.
+    """
+    n = len(users)
+    state = environment.reset(users, generator)
+    requests = environment.observe(state)
+    session = policy.start(requests)
+    alive = torch.arange(n, device=users.device)
+    steps: list[SessionBatch] = []
+    for step in range(max_steps):
+        choice = policy.act(session, requests, generator)
+        feedback, state = environment.step(state, choice.slates, generator)
+        shown = choice.slates != 0
+        row = {
+            "mask": torch.ones_like(alive, dtype=torch.bool),
+            "users": users,
+            "candidates": requests.candidates,
+            "context": requests.context,
+            "events": requests.events,
+            "slates": choice.slates,
+            "log_probs": choice.log_probs.double().sum(1),
+            "clicks": feedback.clicks,
+            "purchases": feedback.purchases,
+            "observed": shown,
+            "purchase_observed": shown,
+            "rewards": position_rewards(environment.reward, feedback.clicks, feedback.purchases),
+            "left": feedback.left,
+            "leave_observed": torch.full_like(feedback.left, step + 1 < max_steps) | feedback.left,
+        }
+        steps.append(
+            SessionBatch(
+                **{name: value if name == "users" else _spread(value, alive, n)[:, None] for name, value in row.items()}
+            )
+        )
+        stay = torch.nonzero(~feedback.left)[:, 0]
+        if on_step is not None:
+            on_step(step, len(stay))
+        if len(stay) == 0:
+            break
+        alive = alive[stay]
+        state = state.select(stay)
+        requests = environment.observe(state)
+        session = policy.advance(
+            session.select(stay), choice.slates[stay], feedback.clicks[stay], feedback.purchases[stay], requests
+        )
+    columns = {
+        name: users if name == "users" else torch.cat([getattr(batch, name) for batch in steps], dim=1) for name in row
+    }
+    return SessionBatch(**columns)
+
+
+def _spread(values: Tensor, alive: Int[Tensor, " A"], n: int) -> Tensor:
+    """Rows of the users who are still there, put back among all n; zeros elsewhere."""
+    if len(alive) == n:
+        return values
+    spread = values.new_zeros(n, *values.shape[1:])
+    spread[alive] = values
+    return spread
+
+
+def log_rows(
+    batch: SessionBatch,
+    *,
+    manifest: Manifest,
+    item_ids: Sequence[str],
+    user_ids: Sequence[str],
+    started: pl.Series,
+    request_gap: timedelta,
+    feedback_delay: timedelta,
+    policy: str,
+) -> pl.DataFrame:
+    """Rolled-out sessions as rows of the data contract.
+
+    Args:
+        batch: B sessions; context is one-hot over the manifest's categorical features, in their order.
+        manifest: of the log that the rows are for.
+        item_ids: id of each item from index 2 on.
+        user_ids: id of each user code.
+        started: B times in UTC at which the sessions began.
+        request_gap: time between a session's requests.
+        feedback_delay: time after which a request's feedback is known.
+        policy: version of the policy that chose the slates.
+    """
+    sessions, steps = (index.numpy() for index in torch.nonzero(batch.mask, as_tuple=True))
+    names = np.array(["", "", *item_ids])
+    flat = batch.mask.flatten()
+
+    def lists(values: Tensor, dtype: type[np.generic] | None = None) -> pl.Series:
+        array = values.flatten(0, 1)[flat].numpy()
+        array = names[array] if dtype is None else array.astype(dtype)
+        return (
+            pl.Series(array.reshape(-1))
+            .reshape((-1, array.shape[1]))
+            .cast(pl.List(pl.String if dtype is None else pl.Boolean))
+        )
+
+    last = steps == (batch.lengths.numpy()[sessions] - 1)
+    left = batch.left.flatten()[flat].numpy()
+    session_names = pl.Series(np.arange(len(batch.users))).cast(pl.String).str.zfill(7)
+    context = batch.context.flatten(0, 1)[flat]
+    widths = [len(feature.values) for feature in manifest.context]
+    frame = pl.DataFrame(
+        {
+            "session_id": ("session-" + session_names).gather(sessions),
+            "user_id": np.array(user_ids)[batch.users.numpy()[sessions]],
+            "step": steps.astype(np.int32),
+            "candidates": lists(batch.candidates),
+            "slate": lists(batch.slates),
+            "slate_log_prob": batch.log_probs.flatten()[flat].numpy(),
+            "clicked": lists(batch.clicks, np.bool_),
+            "purchased": lists(batch.purchases, np.bool_),
+            "session_end": np.where(left, "left", np.where(last, "censored", None)).tolist(),
+            "timestamp": started.gather(sessions) + pl.Series(steps) * request_gap,
+        },
+        strict=False,
+    ).with_columns(
+        available_at=pl.col("timestamp") + feedback_delay,
+        request_id=pl.format("{}-{}", "session_id", "step"),
+        loop=pl.lit(manifest.loop),
+        policy=pl.lit(policy),
+        context=pl.struct(
+            **{
+                feature.name: pl.Series(np.array(feature.values)[codes.argmax(1).numpy()])
+                for feature, codes in zip(manifest.context, context.split(widths, dim=1), strict=True)
+            }
+        ),
+    )
+    absent = {column: dtype for column, dtype in manifest.schema().items() if column not in frame.columns}
+    return frame.with_columns(pl.lit(None, dtype=dtype).alias(column) for column, dtype in absent.items())

@@ -1,0 +1,249 @@
+"""Logged requests as tensors: the one place where lists are padded and masks are made.
+
+Shape letters: B sessions, T requests of a session, M requests, N candidates, K positions of a slate, E events, C context.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+import torch
+from jaxtyping import Bool, Float, Float64, Int
+from torch import Tensor
+
+from components.interactions.contract import Manifest, reward_per_position
+from components.interactions.log_folder import Log
+from components.interactions.tensor_record import TensorRecord
+from components.interactions.vocabulary import PADDING, Vocabulary
+
+#: Most recent organic events that are kept of one request.
+MAX_EVENTS = 8
+
+
+@dataclass(frozen=True)
+class Requests(TensorRecord):
+    """What a policy sees of one request of each of B users; the first dimension may also be B·T."""
+
+    candidates: Int[Tensor, "B N"]
+    """Items that may be shown; 0 is padding."""
+    context: Float[Tensor, "B C"]
+    events: Int[Tensor, "B E"]
+    """Items of the organic events since the last request, latest last; 0 is padding."""
+    truth: Float[Tensor, "B N"] | None = None
+    """Expected reward of each candidate, filled in by simulators that are asked to; only oracles read it."""
+
+
+@dataclass(frozen=True)
+class SessionBatch(TensorRecord):
+    """B sessions padded to T requests, logged or generated: the two cannot be told apart.
+
+    Unknown feedback is 0 with its `observed` mask false. Everything beyond a session's end is 0 or false.
+    """
+
+    mask: Bool[Tensor, "B T"]
+    users: Int[Tensor, " B"]
+    """Code of each session's user: sessions of one user share it."""
+    candidates: Int[Tensor, "B T N"]
+    context: Float[Tensor, "B T C"]
+    events: Int[Tensor, "B T E"]
+    slates: Int[Tensor, "B T K"]
+    log_probs: Float64[Tensor, "B T"]
+    """Of the ordered slate under the policy that chose it; NaN where unknown."""
+    clicks: Float[Tensor, "B T K"]
+    purchases: Float[Tensor, "B T K"]
+    observed: Bool[Tensor, "B T K"]
+    """Positions whose click is known: shown, in view and not null."""
+    purchase_observed: Bool[Tensor, "B T K"]
+    rewards: Float[Tensor, "B T K"]
+    left: Bool[Tensor, "B T"]
+    """The user left after this request."""
+    leave_observed: Bool[Tensor, "B T"]
+    """Whether staying or leaving after this request is known: false at a censored end."""
+
+    def requests(self) -> Requests:
+        """What the policy saw, with B and T as separate dimensions joined: B·T rows."""
+        return Requests(self.candidates.flatten(0, 1), self.context.flatten(0, 1), self.events.flatten(0, 1))
+
+    @property
+    def lengths(self) -> Int[Tensor, " B"]:
+        """Requests of each session."""
+        return self.mask.sum(1)
+
+    def trim(self) -> "SessionBatch":
+        """The batch without requests that are padding in every session."""
+        longest = int(self.lengths.max()) if len(self.users) else 0
+        return SessionBatch(
+            **{
+                name: value if name == "users" or value is None else value[:, :longest]
+                for name, value in self._tensors().items()
+            }
+        )
+
+
+@dataclass(frozen=True)
+class SessionTable:
+    """The sessions of one part of a log as flat tensors, one row a request; sessions are consecutive rows."""
+
+    rows: SessionBatch
+    """Every request as a session of its own: B = M, T = 1."""
+    starts: Int[Tensor, " S"]
+    lengths: Int[Tensor, " S"]
+    user_ids: pl.Series
+    """User of each session."""
+    session_ids: pl.Series
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def batch(self, sessions: Int[Tensor, " B"]) -> SessionBatch:
+        """Some sessions, padded to the longest of them."""
+        lengths = self.lengths[sessions]
+        steps = torch.arange(int(lengths.max()))
+        mask = steps[None, :] < lengths[:, None]
+        index = torch.where(mask, self.starts[sessions][:, None] + steps[None, :], 0)
+        columns = {}
+        for name, value in self.rows._tensors().items():
+            assert value is not None
+            if name == "users":
+                columns[name] = value[index[:, 0]]
+                continue
+            gathered = value[:, 0][index]
+            columns[name] = torch.where(
+                mask.reshape(*mask.shape, *[1] * (gathered.dim() - 2)), gathered, torch.zeros((), dtype=gathered.dtype)
+            )
+        return SessionBatch(**(columns | {"mask": mask}))
+
+    def batches(self, size: int, generator: torch.Generator | None = None) -> Iterator[SessionBatch]:
+        """Batches of about `size` sessions of like length; shuffled afresh where a generator is given."""
+        n = len(self)
+        order = torch.randperm(n, generator=generator) if generator is not None else torch.arange(n)
+        order = order[torch.argsort(self.lengths[order], stable=True)]
+        chunks = list(order.split(size))
+        if generator is not None:
+            chunks = [chunks[int(k)] for k in torch.randperm(len(chunks), generator=generator)]
+        for chunk in chunks:
+            yield self.batch(chunk)
+
+
+class SessionReader:
+    """Reads a log's parts as session tables; a log of one part is kept, a larger one is read anew each time."""
+
+    def __init__(self, log: Log, vocabulary: Vocabulary) -> None:
+        self.log = log
+        self.vocabulary = vocabulary
+        self._candidates = log.candidate_table()
+        self._kept: SessionTable | None = None
+
+    def tables(self) -> Iterator[SessionTable]:
+        """The parts in order."""
+        if self._kept is not None:
+            yield self._kept
+            return
+        paths = self.log.part_paths
+        for path in paths:
+            table = read_sessions(pl.read_parquet(path), self.log.manifest, self.vocabulary, self._candidates)
+            if len(paths) == 1:
+                self._kept = table
+            yield table
+
+    def batches(self, size: int, generator: torch.Generator | None = None) -> Iterator[SessionBatch]:
+        """One pass over all sessions in batches of about `size` sessions."""
+        for table in self.tables():
+            yield from table.batches(size, generator)
+
+
+def read_sessions(
+    frame: pl.DataFrame, manifest: Manifest, vocabulary: Vocabulary, candidate_table: pl.DataFrame
+) -> SessionTable:
+    """The requests of whole sessions as tensors.
+
+    Args:
+        frame: rows of the contract, sessions whole; they are put in row order.
+        manifest: what the rows mean.
+        vocabulary: turns ids and features into numbers.
+        candidate_table: candidate lists that rows name by digest.
+    """
+    frame = frame.sort("session_id", "step")
+    if candidate_table.height:
+        written = frame.join(
+            candidate_table, on="candidates_digest", how="left", suffix="_named", maintain_order="left"
+        )
+        frame = frame.with_columns(candidates=pl.coalesce(written["candidates"], written["candidates_named"]))
+    n_requests = frame.height
+    n_positions = manifest.slate_size
+    slates = _indices(frame["slate"], n_positions, vocabulary)
+    shown = slates != PADDING
+    clicks, click_known = _responses(frame["clicked"], n_positions)
+    purchases, purchase_known = _responses(frame["purchased"], n_positions)
+    exposed, exposed_known = _responses(frame["exposed"], n_positions)
+    in_view = shown & ~(exposed_known & (exposed == 0))
+    rewards, _ = _responses(frame.select(reward_per_position(manifest)).to_series(), n_positions)
+    candidates_width = int(frame["candidates"].list.len().max() or 0)  # type: ignore[arg-type]
+    events = frame["events"].list.tail(MAX_EVENTS).list.eval(pl.element().struct.field("item_id"))
+    context = frame.select("context").unnest("context") if manifest.context else pl.DataFrame({"": [0.0] * n_requests})
+    ends = frame["session_end"]
+    last = np.append(frame["session_id"].to_numpy()[1:] != frame["session_id"].to_numpy()[:-1], True)
+    left = (ends == "left").fill_null(False).to_numpy()
+    first = np.append(True, last[:-1])
+    starts = np.flatnonzero(first)
+    users = frame["user_id"].rank("dense").to_numpy().astype(np.int64) - 1
+    log_probs = frame["slate_log_prob"].fill_null(float("nan")).to_numpy()
+
+    def column(values: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.array(values[:, None]))
+
+    rows = SessionBatch(
+        mask=torch.ones(n_requests, 1, dtype=torch.bool),
+        users=torch.from_numpy(users),
+        candidates=column(_indices(frame["candidates"], candidates_width, vocabulary)),
+        context=column(vocabulary.encode_context(context)),
+        events=column(_indices(events, MAX_EVENTS, vocabulary)),
+        slates=column(slates),
+        log_probs=column(log_probs),
+        clicks=column(clicks * (in_view & click_known)),
+        purchases=column(purchases * (in_view & purchase_known)),
+        observed=column(in_view & click_known),
+        purchase_observed=column(in_view & purchase_known),
+        rewards=column(rewards.astype(np.float32)),
+        left=column(left),
+        leave_observed=column(~last | left),
+    )
+    return SessionTable(
+        rows=rows,
+        starts=torch.from_numpy(starts),
+        lengths=torch.from_numpy(np.diff(np.append(starts, n_requests))),
+        user_ids=frame["user_id"].gather(starts),
+        session_ids=frame["session_id"].gather(starts),
+    )
+
+
+def _places(lists: pl.Series, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Row and position of every element of M lists, and which elements lie within `width` positions."""
+    lengths = lists.list.len().fill_null(0).to_numpy().astype(np.int64)
+    rows = np.repeat(np.arange(len(lists)), lengths)
+    positions = np.arange(len(rows)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    return rows, positions, positions < width
+
+
+def _elements(lists: pl.Series) -> pl.Series:
+    return lists.filter(lists.list.len() > 0).explode() if len(lists) else lists
+
+
+def _indices(lists: pl.Series, width: int, vocabulary: Vocabulary) -> Int[np.ndarray, "M width"]:
+    """Padded item indices of M lists of item ids."""
+    rows, positions, kept = _places(lists, width)
+    padded = np.full((len(lists), width), PADDING, dtype=np.int32)
+    padded[rows[kept], positions[kept]] = vocabulary.indices(_elements(lists))[kept]
+    return padded
+
+
+def _responses(lists: pl.Series, width: int) -> tuple[Float[np.ndarray, "M width"], Bool[np.ndarray, "M width"]]:
+    """Padded numbers of M lists and which of them are known; unknown ones are 0."""
+    rows, positions, kept = _places(lists, width)
+    elements = _elements(lists)
+    values = np.zeros((len(lists), width), dtype=np.float32)
+    known = np.zeros((len(lists), width), dtype=bool)
+    values[rows[kept], positions[kept]] = elements.cast(pl.Float64).fill_null(0.0).to_numpy()[kept]
+    known[rows[kept], positions[kept]] = elements.is_not_null().to_numpy()[kept]
+    return values, known

@@ -1,0 +1,75 @@
+"""The Plackett-Luce distribution over ordered slates.
+
+Positions are filled in order, each by a softmax over the candidates that are left:
+
+    π(a₁ … a_K) = Π_k exp(u_{a_k}) / Σ_{j not in a₁ … a_{k-1}} exp(u_j)
+
+Sorting u + Gumbel noise and keeping the first K samples from exactly this distribution (Kool, van Hoof and Welling 2019).
+Shape letters: B requests, N candidates, K positions.
+"""
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+def sample(logits: Float[Tensor, "B N"], slate_size: int, generator: torch.Generator) -> Int[Tensor, "B K"]:
+    """Candidates of an ordered slate, as places in the candidate list; -1 where fewer than K candidates exist.
+
+    Args:
+        logits: utilities u; -inf marks padding.
+        slate_size: positions K to fill.
+        generator: source of the Gumbel noise.
+    """
+    uniform = torch.rand(logits.shape, generator=generator, device=logits.device)
+    gumbel = -torch.log(-torch.log(uniform.clamp(1e-20, 1.0 - 1e-7)))
+    top = (logits + gumbel).topk(min(slate_size, logits.shape[1]), dim=1)
+    places = torch.where(torch.isfinite(top.values), top.indices, -1)
+    missing = slate_size - places.shape[1]
+    return torch.nn.functional.pad(places, (0, missing), value=-1) if missing else places
+
+
+def log_prob(logits: Float[Tensor, "B N"], places: Int[Tensor, "B K"]) -> Float[Tensor, "B K"]:
+    """Log-probability of each position's item given the positions above it; its sum over K is the slate's.
+
+    Positions with place -1 hold nothing and count 0. A slate that repeats a candidate has -inf.
+    """
+    remaining = torch.isfinite(logits)
+    safe = torch.where(remaining, logits, 0.0)
+    columns = []
+    for place in places.unbind(1):
+        filled = place >= 0
+        index = place.clamp(min=0)[:, None]
+        available = remaining.gather(1, index)[:, 0]
+        normaliser = torch.where(remaining, safe, -torch.inf).logsumexp(1)
+        chosen = safe.gather(1, index)[:, 0] - torch.where(remaining.any(1), normaliser, 0.0)
+        columns.append(torch.where(filled, torch.where(available, chosen, -torch.inf), 0.0))
+        remaining = remaining & ~(filled[:, None] & (torch.arange(logits.shape[1], device=logits.device) == index))
+    return torch.stack(columns, dim=1)
+
+
+def entropy(logits: Float[Tensor, "B N"]) -> Float[Tensor, " B"]:
+    """Entropy in nats of the first position, -Σ p log p; the later positions follow from the same utilities."""
+    log_p = logits.log_softmax(1)
+    return -(log_p.exp() * torch.where(torch.isfinite(log_p), log_p, 0.0)).sum(1)
+
+
+def divergence(logits: Float[Tensor, "B N"], reference: Float[Tensor, "B N"]) -> Float[Tensor, " B"]:
+    """KL(π₁ ‖ reference₁) in nats of the first position."""
+    log_p = logits.log_softmax(1)
+    difference = log_p - reference.log_softmax(1)
+    return (log_p.exp() * torch.where(torch.isfinite(log_p), difference, 0.0)).sum(1)
+
+
+def places_of(slates: Int[Tensor, "B K"], candidates: Int[Tensor, "B N"]) -> Int[Tensor, "B K"]:
+    """Place of each slate item among the candidates; -1 for padding.
+
+    Raises:
+        ValueError: a slate holds an item that is no candidate: no policy over these candidates could have shown it.
+    """
+    same: Bool[Tensor, "B K N"] = slates[:, :, None] == candidates[:, None, :]
+    filled = slates != 0
+    if not bool((same.any(2) | ~filled).all()):
+        row, position = torch.nonzero(filled & ~same.any(2))[0].tolist()
+        raise ValueError(f"request {row}, position {position}: item {int(slates[row, position])} is not a candidate")
+    return torch.where(filled, same.to(torch.int8).argmax(2), -1)

@@ -1,0 +1,188 @@
+"""Follows a session and says how its user would answer each item: the part of the user model that policies carry.
+
+The state consumes every request, slate and response, clicked or not:
+
+    x_t = [Σ shown, Σ clicked, Σ purchased of request t−1; Σ events, last event, context of request t],   s_t = GRU(s_{t−1}, W x_t)
+    click(s, i)    = ⟨W_c s, e_i⟩ + b_i + a · pair(s, i)
+    purchase(s, i) = ⟨W_p s, ē_i⟩ + ⟨b_p, ē_i⟩ + a_p · pair(s, i),      ē_i = e_i with no gradient into the trunk
+
+with e_i = id embedding + W_f features_i, so an item that training never saw still has its features. IRecGAN (Bai, Guan and Wang,
+NeurIPS 2019) reads clicked items only; that state is the special case with the other sums left out.
+"""
+
+import torch
+from jaxtyping import Float, Int
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from components.interactions.batching import Requests, SessionBatch
+from components.interactions.covisitation import N_NEIGHBORS, Covisitation
+from components.interactions.vocabulary import UNKNOWN
+from components.policies.slate_policy import SessionState
+
+#: pair(state, item): last touched, how recently touched, how often among the recent, how often it follows the last one.
+PAIR_FEATURES = ("is_last", "recency", "count", "covisitation")
+RECENCY_DECAY = 0.8
+
+
+class EncoderConfig(BaseModel):
+    """Size of the session encoder."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    item_width: int = Field(default=32, ge=4, le=512, description="Width D of the item embeddings.")
+    hidden_width: int = Field(default=64, ge=4, le=1024, description="Width H of the recurrent state.")
+    recent_items: int = Field(default=8, ge=1, le=50, description="Items R that the state remembers by name.")
+
+
+class EncoderShape(BaseModel):
+    """Everything that is needed to build an encoder before its weights are loaded."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    n_indices: int = Field(ge=3, description="Vocabulary size V, padding and unknown included.")
+    n_item_features: int = Field(ge=0, description="Width F of the items' content features.")
+    n_context: int = Field(ge=0, description="Width C of the encoded context.")
+    config: EncoderConfig = EncoderConfig()
+
+
+class SessionEncoder(nn.Module):
+    """Recurrent state of a session, with click and purchase logits of items under it."""
+
+    item_features: Tensor
+    id_rows: Tensor
+    neighbors: Tensor
+    neighbor_weights: Tensor
+
+    def __init__(self, shape: EncoderShape) -> None:
+        super().__init__()
+        self.shape = shape
+        width, hidden = shape.config.item_width, shape.config.hidden_width
+        self.register_buffer("item_features", torch.zeros(shape.n_indices, shape.n_item_features))
+        self.register_buffer("id_rows", torch.arange(shape.n_indices))
+        self.register_buffer("neighbors", torch.zeros(shape.n_indices, N_NEIGHBORS, dtype=torch.long))
+        self.register_buffer("neighbor_weights", torch.zeros(shape.n_indices, N_NEIGHBORS))
+        self.id_embedding = nn.Embedding(shape.n_indices, width, padding_idx=0)
+        nn.init.normal_(self.id_embedding.weight.data[1:], std=0.05)
+        nn.init.zeros_(self.id_embedding.weight.data[:1])
+        self.feature_embedding = nn.Linear(shape.n_item_features, width, bias=False)
+        self.input = nn.Linear(5 * width + shape.n_context, hidden)
+        self.recurrent = nn.GRU(hidden, hidden, batch_first=True)
+        self.click_query = nn.Linear(hidden, width)
+        self.click_bias = nn.Embedding(shape.n_indices, 1, padding_idx=0)
+        nn.init.zeros_(self.click_bias.weight)
+        self.click_item = nn.Linear(width, 1)
+        self.click_pair = nn.Linear(len(PAIR_FEATURES), 1, bias=False)
+        self.purchase_query = nn.Linear(hidden, width)
+        self.purchase_item = nn.Linear(width, 1)
+        self.purchase_pair = nn.Linear(len(PAIR_FEATURES), 1, bias=False)
+
+    def know_items(
+        self, item_features: Float[Tensor, "V F"], counts: Float[Tensor, " V"], covisitation: Covisitation
+    ) -> None:
+        """Fill in what is known of the items before training; items with count 0 share the unknown id's embedding."""
+        self.item_features.copy_(item_features)
+        self.id_rows.copy_(torch.where(counts > 0, self.id_rows, self.id_rows.clamp(max=UNKNOWN)))
+        self.neighbors.copy_(covisitation.neighbors)
+        self.neighbor_weights.copy_(covisitation.weights)
+
+    def item_vectors(self, items: Int[Tensor, "*X"]) -> Float[Tensor, "*X D"]:
+        """e_i; zero for padding."""
+        return self.id_embedding(self.id_rows[items]) + self.feature_embedding(self.item_features[items])
+
+    def start(self, requests: Requests) -> SessionState:
+        """State at a session's first request."""
+        n = requests.candidates.shape[0]
+        blank = SessionState(
+            hidden=requests.context.new_zeros(n, self.shape.config.hidden_width),
+            recent=requests.events.new_zeros(n, self.shape.config.recent_items),
+        )
+        nothing = requests.candidates.new_zeros(n, 1)
+        zero = requests.context.new_zeros(n, 1)
+        return self.advance(blank, nothing, zero, zero, requests)
+
+    def advance(
+        self,
+        state: SessionState,
+        slates: Int[Tensor, "B K"],
+        clicks: Float[Tensor, "B K"],
+        purchases: Float[Tensor, "B K"],
+        requests: Requests,
+    ) -> SessionState:
+        """State at the next request."""
+        x = self._input(slates, clicks, purchases, requests.events, requests.context)
+        output, _ = self.recurrent(x[:, None], state.hidden[None])
+        return SessionState(output[:, 0], self._remember(state.recent, slates, clicks, requests.events))
+
+    def states(self, batch: SessionBatch) -> SessionState:
+        """State at every request of whole sessions, as B·T rows."""
+
+        def before(values: Tensor) -> Tensor:
+            return torch.cat([torch.zeros_like(values[:, :1]), values[:, :-1]], dim=1)
+
+        slates, clicks, purchases = before(batch.slates), before(batch.clicks), before(batch.purchases)
+        hidden, _ = self.recurrent(self._input(slates, clicks, purchases, batch.events, batch.context))
+        recent = batch.events.new_zeros(len(batch.users), self.shape.config.recent_items)
+        remembered = []
+        for step in range(batch.mask.shape[1]):
+            recent = self._remember(recent, slates[:, step], clicks[:, step], batch.events[:, step])
+            remembered.append(recent)
+        return SessionState(hidden.flatten(0, 1), torch.stack(remembered, dim=1).flatten(0, 1))
+
+    def _input(
+        self,
+        slates: Int[Tensor, "*B K"],
+        clicks: Float[Tensor, "*B K"],
+        purchases: Float[Tensor, "*B K"],
+        events: Int[Tensor, "*B E"],
+        context: Float[Tensor, "*B C"],
+    ) -> Float[Tensor, "*B H"]:
+        shown = self.item_vectors(slates)
+        done = self.item_vectors(events)
+        parts = [
+            shown.sum(-2),
+            (shown * clicks[..., None]).sum(-2),
+            (shown * purchases[..., None]).sum(-2),
+            done.sum(-2),
+            done[..., -1, :],
+            context,
+        ]
+        projected: Tensor = self.input(torch.cat(parts, dim=-1))
+        return torch.tanh(projected)
+
+    def _remember(
+        self,
+        recent: Int[Tensor, "B R"],
+        slates: Int[Tensor, "B K"],
+        clicks: Float[Tensor, "B K"],
+        events: Int[Tensor, "B E"],
+    ) -> Int[Tensor, "B R"]:
+        """Latest touched items first: this request's events, the last slate's clicks, then what was known before."""
+        clicked = torch.where(clicks > 0, slates, 0)
+        line = torch.cat([events.flip(1), clicked.flip(1).to(events.dtype), recent], dim=1)
+        order = (line == 0).to(torch.int8).argsort(dim=1, stable=True)
+        return line.gather(1, order)[:, : self.shape.config.recent_items]
+
+    def pair_features(self, state: SessionState, items: Int[Tensor, "B X"]) -> Float[Tensor, "B X P"]:
+        """What the session's recent items say of each item."""
+        recent = state.recent
+        same = (items[:, :, None] == recent[:, None, :]) & (recent[:, None, :] > 0)
+        decay = RECENCY_DECAY ** torch.arange(recent.shape[1], device=items.device)
+        neighbors, weights = self.neighbors[recent[:, 0]], self.neighbor_weights[recent[:, 0]]
+        follows = ((items[:, :, None] == neighbors[:, None, :]) * weights[:, None, :]).sum(2)
+        touched = same.float()
+        return torch.stack([touched[:, :, 0], (touched * decay).amax(2), touched.sum(2).log1p(), follows], dim=2)
+
+    def click_logits(self, state: SessionState, items: Int[Tensor, "B X"]) -> Float[Tensor, "B X"]:
+        """Click logit of each item, whatever its position."""
+        vectors = self.item_vectors(items)
+        logits = torch.einsum("bd,bxd->bx", self.click_query(state.hidden), vectors)
+        logits = logits + self.click_item(vectors)[..., 0] + self.click_bias(self.id_rows[items])[..., 0]
+        return logits + self.click_pair(self.pair_features(state, items))[..., 0]
+
+    def purchase_logits(self, state: SessionState, items: Int[Tensor, "B X"]) -> Float[Tensor, "B X"]:
+        """Purchase logit of each item, given that it is clicked; trains its own head only."""
+        vectors = self.item_vectors(items).detach()
+        logits = torch.einsum("bd,bxd->bx", self.purchase_query(state.hidden.detach()), vectors)
+        pair = self.purchase_pair(self.pair_features(state, items))[..., 0]
+        return logits + self.purchase_item(vectors)[..., 0] + pair
