@@ -1,19 +1,21 @@
 """Importers translate a source into the contract: one file a source, found by looking into this folder.
 
 An importer's module holds `Config`, a frozen pydantic model whose `name` is the literal name of the source, and
-`import_log(config, path, out, loop)`, which reads the source's folder `path` and writes a log into `out`.
+`import_log(config, path, out, loop)`, which reads the source's folder `path` and writes a log into `out`. A file whose
+name begins with an underscore is no source; `_reading.py` holds what the importers share.
 """
 
 import importlib
 import pkgutil
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Protocol, cast, runtime_checkable
 
 from pydantic import BaseModel
 
 from components.interactions.log_folder import Log
 
 
+@runtime_checkable
 class Importer(Protocol):
     """What an importer's module offers."""
 
@@ -30,7 +32,6 @@ class Importer(Protocol):
 
 def importers() -> dict[str, Importer]:
     """Every importer of this folder by the name of its source."""
-    modules = [
-        importlib.import_module(f"{__name__}.{module.name}") for module in pkgutil.iter_modules(__path__)
-    ]
+    names = sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
+    modules = [importlib.import_module(f"{__name__}.{name}") for name in names]
     return {module.Config.model_fields["name"].default: cast(Importer, module) for module in modules}

@@ -1,0 +1,100 @@
+"""What an off-policy estimate is made from: flat arrays over the requests of a log."""
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from components.errors import InputError
+
+
+@dataclass(frozen=True)
+class LoggedRequests:
+    """M logged requests, in any order, with the log_probs of what was shown under both policies.
+
+    Raises:
+        InputError: an array is empty, of another length or shape than `rewards`, or holds NaN or infinity.
+    """
+
+    rewards: Float[np.ndarray, " M"]
+    behavior_log_probs: Float[np.ndarray, " M"]
+    """Under the policy that wrote the log."""
+    target_log_probs: Float[np.ndarray, " M"]
+    """Under the policy that is judged."""
+    user: Int[np.ndarray, " M"]
+    """Codes of the users: requests of one user may depend on each other, those of two may not."""
+    session: Int[np.ndarray, " M"]
+    """Codes of the sessions."""
+    step: Int[np.ndarray, " M"]
+    """Position of the request in its session, from 0."""
+
+    def __post_init__(self) -> None:
+        """Refuse arrays that do not fit each other, before a broadcast hides it."""
+        shape = self.rewards.shape
+        if len(shape) != 1 or shape[0] == 0:
+            raise InputError(f"rewards: has shape {shape}; expected one number for each of at least one request")
+        for field in fields(self):
+            values = getattr(self, field.name)
+            if values.shape != shape:
+                raise InputError(f"{field.name}: has shape {values.shape}; expected {shape}, as rewards have")
+            if bad := int(np.count_nonzero(~np.isfinite(values))):
+                row = int(np.argmax(~np.isfinite(values)))
+                raise InputError(
+                    f"{field.name}: {bad} of {shape[0]} values are not finite, first {values[row]} at row {row}; "
+                    "expected finite numbers"
+                )
+
+    @property
+    def log_ratios(self) -> Float[np.ndarray, " M"]:
+        """log(π(slate | state) / β(slate | state)) of each request, in float64."""
+        return self.target_log_probs.astype(np.float64) - self.behavior_log_probs.astype(np.float64)
+
+    def take(self, rows: Int[np.ndarray, " R"] | Bool[np.ndarray, " M"]) -> "LoggedRequests":
+        """The requests at these rows, in that order."""
+        return LoggedRequests(*(getattr(self, field.name)[rows] for field in fields(self)))
+
+
+@dataclass(frozen=True)
+class WholeSessions:
+    """The same requests ordered by session and step, every session whole."""
+
+    requests: LoggedRequests
+    starts: Int[np.ndarray, " S"]
+    """Row of each session's first request."""
+    lengths: Int[np.ndarray, " S"]
+
+    @classmethod
+    def of(cls, log: LoggedRequests) -> "WholeSessions":
+        """The sessions of a log.
+
+        Raises:
+            InputError: a session does not run through the steps 0, 1, 2, ..., or has more than one user.
+        """
+        requests = log.take(np.lexsort((log.step, log.session)))
+        _, starts, lengths = np.unique(requests.session, return_index=True, return_counts=True)
+        expected = np.arange(len(requests.step)) - np.repeat(starts, lengths)
+        if (wrong := requests.step != expected).any():
+            row = int(np.argmax(wrong))
+            raise InputError(
+                f"step: session {requests.session[row]} has step {requests.step[row]} where {expected[row]} should be; "
+                "expected whole sessions with the steps 0, 1, 2, ..."
+            )
+        if (wrong := requests.user != np.repeat(requests.user[starts], lengths)).any():
+            row = int(np.argmax(wrong))
+            raise InputError(f"user: session {requests.session[row]} has more than one user; expected one per session")
+        return cls(requests, starts, lengths)
+
+    @property
+    def users(self) -> Int[np.ndarray, " S"]:
+        """Code of each session's user."""
+        users: Int[np.ndarray, " S"] = self.requests.user[self.starts]
+        return users
+
+    def cumulative(self, values: Float[np.ndarray, " M"]) -> Float[np.ndarray, " M"]:
+        """Running sum of the values within each session."""
+        # Step by step, not cut out of one running sum over the whole log: far into that, digits would be lost.
+        totals = values.copy()
+        for t in range(1, int(self.lengths.max())):
+            rows = self.starts[self.lengths > t] + t
+            totals[rows] += totals[rows - 1]
+        return totals

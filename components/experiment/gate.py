@@ -1,0 +1,292 @@
+"""The gate: a pure function from evidence to hold, canary or promote, with its reasons.
+
+Each check states the most that it allows, and the outcome is the least of these:
+
+=================  ==================================================================  ==============
+check              asks                                                                else at most
+=================  ==================================================================  ==============
+data               did the log meet its data checks                                    hold
+world model        may the world model be trusted                                      hold
+identification     can the log tell the challenger's value at all                      hold
+estimand           is the estimate of one request's reward                             hold
+ratio              is the importance ratio valid for this log                          hold
+cap                were weights capped no lower than √n                                hold
+sample size        is the effective sample size at its floor                           hold
+weights            is the mean weight near the 1 that it should be                     hold
+gain               does the challenger beat what serves now, by its interval           hold
+propensities       were the logging probabilities logged, not fitted                   canary
+A/B                was there one, sound, above 0, in live traffic or a true simulator  hold or canary
+=================  ==================================================================  ==============
+
+Estimand, ratio, cap, sample size and weights are asked of the champion's estimate too. Missing evidence holds. Every
+setting can make the gate stricter than the defaults and none can make it milder, so no flag approves.
+"""
+
+from collections.abc import Iterator
+from enum import StrEnum
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from components.evaluation.policy_value import Estimand, NotIdentified, PolicyValue
+from components.evaluation.weights import default_cap, ess_floor
+from components.experiment.ab import AbResult
+from components.experiment.evidence import GateEvidence
+from components.interactions.contract import RatioAssumption
+
+
+class Outcome(StrEnum):
+    """What may be done with a challenger."""
+
+    HOLD = "hold"
+    """It does not serve."""
+    CANARY = "canary"
+    """It may serve a small share of users, compared with what serves now."""
+    PROMOTE = "promote"
+    """It may take the champion's place."""
+
+    @property
+    def rank(self) -> int:
+        """0 for hold, 1 for canary, 2 for promote."""
+        return list(Outcome).index(self)
+
+
+class GateConfig(BaseModel):
+    """What evidence must reach. Bounds let every setting be made stricter than its default, never milder."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    ess_floor_requests: float = Field(default=500.0, ge=500, description="Smallest effective sample size that counts.")
+    ess_floor_share: float = Field(
+        default=0.01, ge=0.01, le=1, description="The same as a share of the log's requests; the larger of both holds."
+    )
+    min_difference: float = Field(
+        default=0.0,
+        ge=0,
+        description="Reward per request by which the whole offline interval must exceed what serves now.",
+    )
+    confidence: float = Field(
+        default=0.95, ge=0.95, lt=1, description="Confidence that intervals must have been made for."
+    )
+    weight_tolerance: float = Field(
+        default=0.1, gt=0, le=0.1, description="How far the whole interval of the mean weight may lie from 1."
+    )
+    sample_ratio_p_value: float = Field(
+        default=0.001, ge=0.001, le=0.5, description="An A/B whose sample-ratio check falls below this is unsound."
+    )
+
+
+class Reason(BaseModel):
+    """One check: what it saw, and the most that it allows."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    check: str = Field(description="Name of the check.")
+    passed: bool = Field(description="Whether nothing seen here stands against promotion.")
+    allows: Outcome = Field(description="The highest outcome that this check allows.")
+    text: str = Field(description="What was seen, in a sentence with its numbers.")
+
+
+class Decision(BaseModel):
+    """The gate's outcome: the lowest that any of its reasons allows."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    outcome: Outcome = Field(description="Hold, canary or promote.")
+    reasons: tuple[Reason, ...] = Field(description="Every check that was made, in order.")
+
+
+def decide(evidence: GateEvidence, config: GateConfig) -> Decision:
+    """What may be done with the challenger, and why. Offline evidence alone never leads past canary."""
+    reasons = (
+        _data(evidence),
+        _trust(evidence),
+        *_offline(evidence, config),
+        _ab(evidence, config),
+    )
+    return Decision(
+        outcome=min((reason.allows for reason in reasons), key=lambda allowed: allowed.rank), reasons=reasons
+    )
+
+
+def _reason(check: str, text: str, *, passed: bool, otherwise: Outcome = Outcome.HOLD) -> Reason:
+    return Reason(check=check, passed=passed, allows=Outcome.PROMOTE if passed else otherwise, text=text)
+
+
+def _data(evidence: GateEvidence) -> Reason:
+    if evidence.data_passed is None:
+        return _reason("data", "The data checks gave no result.", passed=False)
+    verdict = "The log met its data checks." if evidence.data_passed else "The log failed its data checks."
+    return _reason("data", f"{verdict} {evidence.data_text}".rstrip(), passed=evidence.data_passed)
+
+
+def _trust(evidence: GateEvidence) -> Reason:
+    if evidence.trust is None:
+        return _reason("world model", "There is no trust report on the world model.", passed=False)
+    verdict = "may be trusted" if evidence.trust.passed else "may not be trusted"
+    text = " ".join((f"The world model {verdict}.", *evidence.trust.reasons))
+    return _reason("world model", text, passed=evidence.trust.passed)
+
+
+def _offline(evidence: GateEvidence, config: GateConfig) -> Iterator[Reason]:
+    challenger = evidence.offline
+    yield _identification("challenger", challenger)
+    if isinstance(challenger, PolicyValue):
+        yield from _soundness("challenger", challenger, evidence.ratio_assumption, config)
+    if evidence.champion_policy is None:
+        if isinstance(challenger, PolicyValue):
+            yield _gain(
+                "the log's behavior policy",
+                challenger.difference,
+                challenger.difference_lower,
+                challenger.difference_upper,
+                challenger.confidence,
+                config,
+            )
+    else:
+        yield _identification("champion", evidence.champion)
+        if isinstance(evidence.champion, PolicyValue):
+            yield from _soundness("champion", evidence.champion, evidence.ratio_assumption, config)
+        yield _gain_over_champion(evidence, config)
+    if isinstance(challenger, PolicyValue):
+        estimated = challenger.propensities_estimated
+        text = (
+            "The probabilities under which the log's slates were shown are a fitted estimate: a canary at most."
+            if estimated
+            else "The probabilities under which the log's slates were shown were logged."
+        )
+        yield _reason("propensities", text, passed=not estimated, otherwise=Outcome.CANARY)
+
+
+def _identification(role: str, estimate: PolicyValue | NotIdentified | None) -> Reason:
+    check = f"identification of the {role}"
+    if estimate is None:
+        return _reason(check, f"There is no offline estimate of the {role}.", passed=False)
+    if isinstance(estimate, NotIdentified):
+        return _reason(check, f"The {role}'s value cannot be known from this log. {estimate.reason}", passed=False)
+    return _reason(check, f"The log can tell the value of the {role} ({estimate.policy}).", passed=True)
+
+
+def _soundness(role: str, estimate: PolicyValue, assumption: RatioAssumption, config: GateConfig) -> Iterator[Reason]:
+    yield _reason(
+        f"estimand of the {role}",
+        f"The {role}'s estimate ({estimate.estimator}) is of {estimate.estimand.value!r}; "
+        f"the gate reads {Estimand.ONE_REQUEST.value!r} and no other.",
+        passed=estimate.estimand is Estimand.ONE_REQUEST,
+    )
+    # Where responses depend on the positions above only, the ratio of the whole slate is valid too, and only noisier.
+    yield _reason(
+        f"ratio of the {role}",
+        f"The {role}'s estimate uses the {estimate.ratio.value!r} ratio, and the log declares {assumption.value!r}.",
+        passed=estimate.ratio in (RatioAssumption.FULL_SLATE, assumption),
+    )
+    lowest = default_cap(estimate.n_units)
+    yield _reason(
+        f"cap of the {role}",
+        f"The {role}'s weights were capped at {estimate.cap:.4g} ({estimate.cap_share:.2%} of requests were cut); "
+        f"the cap may be no lower than {lowest:.4g}.",
+        passed=estimate.cap >= lowest,
+    )
+    floor = ess_floor(estimate.n_requests, config.ess_floor_requests, config.ess_floor_share)
+    yield _reason(
+        f"sample size of the {role}",
+        f"The {role}'s estimate rests on an effective {estimate.effective_sample_size:,.0f} of {estimate.n_requests:,} "
+        f"logged requests; at least {floor:,.0f} are needed.",
+        passed=estimate.effective_sample_size >= floor,
+    )
+    yield _weights(role, estimate, config)
+
+
+def _weights(role: str, estimate: PolicyValue, config: GateConfig) -> Reason:
+    check = f"weights of the {role}"
+    lower, upper = estimate.mean_weight_lower, estimate.mean_weight_upper
+    if lower is None or upper is None:
+        return _reason(check, f"The {role}'s mean importance weight has no interval.", passed=False)
+    near = lower <= 1 + config.weight_tolerance and upper >= 1 - config.weight_tolerance
+    verdict = "agrees with" if near else "is clearly off"
+    return _reason(
+        check,
+        f"The {role}'s mean importance weight is {estimate.mean_weight:.3f} (interval {lower:.3f} to {upper:.3f}) and "
+        f"{verdict} the 1 it should be.",
+        passed=near,
+    )
+
+
+def _gain_over_champion(evidence: GateEvidence, config: GateConfig) -> Reason:
+    comparison = evidence.comparison
+    if comparison is None:
+        text = f"There is no paired comparison with the champion ({evidence.champion_policy})."
+        return _reason("gain", text, passed=False)
+    if comparison.estimand is not Estimand.ONE_REQUEST:
+        text = f"The comparison with the champion is of {comparison.estimand.value!r}; the gate reads 'one_request'."
+        return _reason("gain", text, passed=False)
+    return _gain(
+        f"the champion ({comparison.reference})",
+        comparison.difference,
+        comparison.lower,
+        comparison.upper,
+        comparison.confidence,
+        config,
+    )
+
+
+def _gain(
+    reference: str,
+    difference: float,
+    lower: float | None,
+    upper: float | None,
+    confidence: float,
+    config: GateConfig,
+) -> Reason:
+    if lower is None or upper is None:
+        return _reason("gain", f"The difference to {reference} has no interval.", passed=False)
+    if confidence < config.confidence:
+        text = f"The difference to {reference} has a {confidence:.0%} interval; {config.confidence:.0%} is asked for."
+        return _reason("gain", text, passed=False)
+    return _reason(
+        "gain",
+        f"Per request the challenger is estimated to earn {difference:+.4g} against {reference} "
+        f"({confidence:.0%} interval {lower:+.4g} to {upper:+.4g}); the whole interval must lie above "
+        f"{config.min_difference:g}.",
+        passed=lower > config.min_difference,
+    )
+
+
+def _ab(evidence: GateEvidence, config: GateConfig) -> Reason:
+    ab = evidence.ab
+    if ab is None and evidence.ab_started:
+        return _reason("A/B", "An A/B was started, but its result is missing.", passed=False)
+    if ab is None:
+        text = "There was no A/B yet; offline evidence leads to a canary at most."
+        return _reason("A/B", text, passed=False, otherwise=Outcome.CANARY)
+    if ab.sample_ratio_p_value < config.sample_ratio_p_value:
+        return _reason(
+            "A/B",
+            f"The A/B is unsound: {ab.treatment_users:,} of {ab.treatment_users + ab.control_users:,} users got the "
+            f"challenger where {ab.planned_share:.0%} were planned (p = {ab.sample_ratio_p_value:.2g}).",
+            passed=False,
+        )
+    if ab.confidence < config.confidence:
+        text = f"The A/B has a {ab.confidence:.0%} interval; {config.confidence:.0%} is asked for."
+        return _reason("A/B", text, passed=False)
+    seen = _ab_text(ab)
+    if ab.upper < 0:
+        return _reason("A/B", f"{seen} The challenger is worse.", passed=False)
+    if ab.lower <= 0:
+        text = (
+            f"{seen} That is not conclusive: an A/B of this size finds a difference of "
+            f"{ab.minimum_detectable_effect:.4g} with 80 % probability."
+        )
+        return _reason("A/B", text, passed=False, otherwise=Outcome.CANARY)
+    if ab.label == "simulated in a world model":
+        text = f"{seen} The users were simulated by a learned model, so this leads to a canary at most."
+        return _reason("A/B", text, passed=False, otherwise=Outcome.CANARY)
+    return _reason("A/B", f"{seen} The challenger is better.", passed=True)
+
+
+def _ab_text(ab: AbResult) -> str:
+    relative = "" if ab.relative_difference is None else f", {ab.relative_difference:+.1%}"
+    return (
+        f"In the A/B ({ab.label}; {ab.treatment_users:,} users against {ab.control_users:,}) a session earned "
+        f"{ab.treatment_mean:.4g} with {ab.treatment} and {ab.control_mean:.4g} with {ab.control}: {ab.difference:+.4g}"
+        f"{relative} ({ab.confidence:.0%} interval {ab.lower:+.4g} to {ab.upper:+.4g})."
+    )

@@ -1,0 +1,127 @@
+"""What the importers share: reading a source with errors that say what to mend, and cutting it into whole sessions."""
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import polars as pl
+
+from components.errors import InputError
+from components.interactions.contract import TIMESTAMP, Manifest
+
+ROW = "source_row"
+"""Number of a row in its source file, from 1 and without the header: what messages name, and the last tie-break."""
+ROWS_PER_PART = 100_000
+
+_SEPARATORS = {".csv": ",", ".csv.gz": ",", ".tsv": "\t", ".tsv.gz": "\t"}
+_KINDS: Mapping[str, Callable[[pl.DataType], bool]] = {
+    "text": lambda dtype: dtype == pl.String,
+    "whole numbers": lambda dtype: dtype.is_integer(),
+    "lists of whole numbers": lambda dtype: isinstance(dtype, pl.List) and dtype.inner.is_integer(),
+}
+
+
+def scan(path: Path) -> pl.LazyFrame:
+    """Rows of a Parquet, CSV or TSV file (the last two also gzipped) with their number in `ROW`; CSV cells stay text.
+
+    Raises:
+        InputError: the file is missing, of another kind or unreadable.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; expected the source's data")
+    separator = next((mark for suffix, mark in _SEPARATORS.items() if path.name.endswith(suffix)), None)
+    if separator is None and path.suffix != ".parquet":
+        raise InputError(f"{path}: unknown kind of file; expected one of {['.parquet', *_SEPARATORS]}")
+    try:
+        rows = (
+            pl.scan_parquet(path) if separator is None else pl.scan_csv(path, separator=separator, infer_schema=False)
+        )
+        columns = rows.collect_schema().names()
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise _unreadable(path, error) from None
+    if ROW in columns:
+        raise InputError(f"{path}: column {ROW!r}: this name is taken by the importer; rename the column")
+    return rows.with_row_index(ROW, offset=1)
+
+
+def collect(rows: pl.LazyFrame, path: Path) -> pl.DataFrame:
+    """The rows in memory; `path` is the file that they come from.
+
+    Raises:
+        InputError: the file turns out to be damaged.
+    """
+    try:
+        return rows.collect()
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: Exception) -> InputError:
+    expected = "a whole Parquet file" if path.suffix == ".parquet" else "whole UTF-8 delimited text with a header"
+    return InputError(f"{path}: cannot be read: {(str(error).splitlines() or ['?'])[0]}; expected {expected}")
+
+
+def require_columns(rows: pl.LazyFrame, kinds: Mapping[str, str], path: Path) -> None:
+    """Check that columns are there and hold the stated kind: a key of `_KINDS`.
+
+    Raises:
+        InputError: a column is missing or of another type.
+    """
+    schema = rows.collect_schema()
+    for column, kind in kinds.items():
+        if column not in schema:
+            seen = [name for name in schema.names() if name != ROW]
+            raise InputError(f"{path}: column {column!r} is missing; the file has {seen}")
+        if not _KINDS[kind](schema[column]):
+            raise InputError(f"{path}: column {column!r} has type {schema[column]}; expected {kind}")
+
+
+def refuse(rows: pl.LazyFrame, wrong: pl.Expr, column: str, expected: str, path: Path, key: str = "") -> None:
+    """Refuse a source in which a row is wrong, naming the first such row and what stands there.
+
+    Args:
+        rows: rows with `ROW`.
+        wrong: true where a row is wrong.
+        column: where the value stands.
+        expected: what should stand there.
+        path: the source's file.
+        key: key of a mapping that names the column, if one does.
+
+    Raises:
+        InputError: a row is wrong.
+    """
+    found = collect(rows.filter(wrong).select(ROW, pl.col(column).alias("seen")).head(1), path)
+    if found.height:
+        row, seen = found.row(0)
+        mapped = f" (mapped by {key})" if key else ""
+        raise InputError(f"{path}: row {row}, column {column!r}{mapped}: {seen!r:.120}; expected {expected}")
+
+
+def in_parts(rows: pl.LazyFrame, sizes: pl.DataFrame, path: Path) -> Iterator[pl.DataFrame]:
+    """Rows in frames of whole sessions, about `ROWS_PER_PART` rows of the log each.
+
+    Args:
+        rows: rows with a `session_id`.
+        sizes: `session_id` and `n_rows`, the rows that it will have in the log; other sessions are left out.
+        path: the source's file.
+    """
+    numbered = sizes.select("session_id", part=(pl.col("n_rows").cum_sum() - pl.col("n_rows")) // ROWS_PER_PART)
+    for sessions in numbered.partition_by("part", maintain_order=True):
+        yield collect(rows.filter(pl.col("session_id").is_in(sessions["session_id"].implode())), path)
+
+
+def complete(rows: pl.DataFrame, manifest: Manifest) -> pl.DataFrame:
+    """The rows with a null column for each of the contract's that the source does not have."""
+    absent = {column: dtype for column, dtype in manifest.schema().items() if column not in rows.columns}
+    return rows.with_columns(pl.lit(None, dtype=dtype).alias(column) for column, dtype in absent.items())
+
+
+def end_of_session(is_last: pl.Expr, still_going: pl.Expr, otherwise: str = "left") -> pl.Expr:
+    """`session_end`: null before the last row, `censored` where the log stopped first, else as stated."""
+    end = pl.when(still_going.fill_null(False)).then(pl.lit("censored")).otherwise(pl.lit(otherwise))
+    return pl.when(is_last).then(end).alias("session_end")
+
+
+def from_unix(seconds: pl.Expr, per_second: int = 1) -> pl.Expr:
+    """A contract timestamp from Unix time counted in `per_second`ths of a second; fractions are kept to 1 µs."""
+    microseconds = (seconds * (1_000_000 // per_second)).round()
+    return microseconds.cast(pl.Int64, strict=False).cast(pl.Datetime("us")).cast(TIMESTAMP)

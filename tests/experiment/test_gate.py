@@ -1,0 +1,309 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from components.evaluation.policy_value import Estimand, NotIdentified, PolicyDifference, PolicyValue
+from components.experiment.ab import AbResult
+from components.experiment.evidence import GateEvidence, TrustSummary
+from components.experiment.gate import Decision, GateConfig, Outcome, decide
+from components.interactions.contract import RatioAssumption
+
+CONFIG = GateConfig()
+
+
+def value(**changes) -> PolicyValue:
+    fields = {
+        "policy": "new",
+        "estimator": "one-request NCIS",
+        "estimand": Estimand.ONE_REQUEST,
+        "ratio": RatioAssumption.FULL_SLATE,
+        "value": 0.5,
+        "lower": 0.4,
+        "upper": 0.6,
+        "confidence": 0.95,
+        "effective_sample_size": 2_000.0,
+        "n_requests": 40_000,
+        "n_units": 40_000,
+        "n_users": 5_000,
+        "cap": 200.0,
+        "cap_share": 0.001,
+        "max_weight": 200.0,
+        "mean_weight": 1.01,
+        "mean_weight_lower": 0.96,
+        "mean_weight_upper": 1.06,
+        "behavior_value": 0.3,
+        "difference": 0.2,
+        "difference_lower": 0.1,
+        "difference_upper": 0.3,
+        "propensities_estimated": False,
+        "interval": "user-clustered delta method",
+    }
+    return PolicyValue(**(fields | changes))
+
+
+def unknown(**changes) -> NotIdentified:
+    return NotIdentified(**({"policy": "new", "estimand": Estimand.ONE_REQUEST, "reason": "Clicks only."} | changes))
+
+
+def difference(**changes) -> PolicyDifference:
+    fields = {
+        "policy": "new",
+        "reference": "old",
+        "estimand": Estimand.ONE_REQUEST,
+        "difference": 0.1,
+        "lower": 0.02,
+        "upper": 0.18,
+        "confidence": 0.95,
+        "n_users": 5_000,
+    }
+    return PolicyDifference(**(fields | changes))
+
+
+def ab(**changes) -> AbResult:
+    fields = {
+        "label": "live",
+        "treatment": "new",
+        "control": "old",
+        "treatment_users": 1_000,
+        "control_users": 1_010,
+        "treatment_sessions": 3_000,
+        "control_sessions": 3_030,
+        "planned_share": 0.5,
+        "treatment_mean": 1.2,
+        "control_mean": 1.0,
+        "difference": 0.2,
+        "lower": 0.1,
+        "upper": 0.3,
+        "confidence": 0.95,
+        "relative_difference": 0.2,
+        "sample_ratio_p_value": 0.8,
+        "minimum_detectable_effect": 0.14,
+    } | changes
+    return AbResult(**fields, conclusive=fields["lower"] > 0 or fields["upper"] < 0)
+
+
+def evidence(**changes) -> GateEvidence:
+    fields = {
+        "challenger": "new",
+        "champion_policy": None,
+        "ab_started": changes.get("ab", True) is not None,
+        "ratio_assumption": RatioAssumption.FULL_SLATE,
+        "data_passed": True,
+        "data_text": "12 of 40,012 requests were quarantined.",
+        "trust": TrustSummary(passed=True, reasons=("Clicks are calibrated.",)),
+        "offline": value(),
+        "ab": ab(),
+    }
+    return GateEvidence(**(fields | changes))
+
+
+def with_champion(**changes) -> GateEvidence:
+    fields = {"champion_policy": "old", "champion": value(policy="old"), "comparison": difference()}
+    return evidence(**(fields | changes))
+
+
+FULL = RatioAssumption.FULL_SLATE
+CASCADE = RatioAssumption.CASCADE
+SIMULATED = "simulated in a world model"
+
+
+@pytest.mark.parametrize(
+    ("given_evidence", "outcome", "check"),
+    [
+        (evidence(), "promote", None),
+        (evidence(ab=ab(label="true simulator")), "promote", None),
+        (with_champion(), "promote", None),
+        (evidence(ratio_assumption=CASCADE), "promote", None),
+        (evidence(ratio_assumption=CASCADE, offline=value(ratio=CASCADE)), "promote", None),
+        (evidence(data_passed=None), "hold", "data"),
+        (evidence(data_passed=False), "hold", "data"),
+        (evidence(trust=None), "hold", "world model"),
+        (evidence(trust=TrustSummary(passed=False)), "hold", "world model"),
+        (evidence(offline=None), "hold", "identification of the challenger"),
+        (evidence(offline=unknown()), "hold", "identification of the challenger"),
+        (evidence(offline=value(estimand=Estimand.SESSION)), "hold", "estimand of the challenger"),
+        (evidence(offline=value(estimand=Estimand.SESSION_AVERAGE)), "hold", "estimand of the challenger"),
+        (evidence(offline=value(ratio=CASCADE)), "hold", "ratio of the challenger"),
+        (evidence(offline=value(cap=10.0)), "hold", "cap of the challenger"),
+        (evidence(offline=value(effective_sample_size=499.0)), "hold", "sample size of the challenger"),
+        (
+            evidence(offline=value(n_requests=100_000, effective_sample_size=999.0)),
+            "hold",
+            "sample size of the challenger",
+        ),
+        (
+            evidence(offline=value(mean_weight=0.8, mean_weight_lower=0.7, mean_weight_upper=0.89)),
+            "hold",
+            "weights of the challenger",
+        ),
+        (
+            evidence(offline=value(mean_weight=1.3, mean_weight_lower=1.11, mean_weight_upper=1.5)),
+            "hold",
+            "weights of the challenger",
+        ),
+        (
+            evidence(offline=value(mean_weight_lower=None, mean_weight_upper=None)),
+            "hold",
+            "weights of the challenger",
+        ),
+        (evidence(offline=value(difference_lower=0.0)), "hold", "gain"),
+        (evidence(offline=value(difference_lower=None, difference_upper=None)), "hold", "gain"),
+        (evidence(offline=value(confidence=0.8)), "hold", "gain"),
+        (with_champion(champion=None), "hold", "identification of the champion"),
+        (with_champion(champion=unknown(policy="old")), "hold", "identification of the champion"),
+        (
+            with_champion(champion=value(policy="old", effective_sample_size=90.0)),
+            "hold",
+            "sample size of the champion",
+        ),
+        (with_champion(comparison=None), "hold", "gain"),
+        (with_champion(comparison=difference(lower=-0.01)), "hold", "gain"),
+        (with_champion(comparison=difference(estimand=Estimand.SESSION)), "hold", "gain"),
+        (evidence(offline=value(propensities_estimated=True)), "canary", "propensities"),
+        (evidence(ab=None), "canary", "A/B"),
+        (evidence(ab=None, ab_started=True), "hold", "A/B"),
+        (evidence(ab=ab(sample_ratio_p_value=0.0009)), "hold", "A/B"),
+        (evidence(ab=ab(confidence=0.8)), "hold", "A/B"),
+        (evidence(ab=ab(difference=-0.2, lower=-0.3, upper=-0.1)), "hold", "A/B"),
+        (evidence(ab=ab(lower=-0.1)), "canary", "A/B"),
+        (evidence(ab=ab(label=SIMULATED)), "canary", "A/B"),
+        (evidence(ab=ab(label=SIMULATED, difference=-0.2, lower=-0.3, upper=-0.1)), "hold", "A/B"),
+    ],
+)
+def test_each_piece_of_evidence_leads_where_it_should(given_evidence, outcome, check):
+    decision = decide(given_evidence, CONFIG)
+    assert decision.outcome == outcome, [reason.text for reason in decision.reasons if not reason.passed]
+    assert [reason.check for reason in decision.reasons if not reason.passed] == ([check] if check else [])
+
+
+def test_a_champion_must_be_beaten_even_where_the_behavior_policy_is():
+    assert decide(with_champion(comparison=difference(lower=-0.5)), CONFIG).outcome is Outcome.HOLD
+
+
+def test_a_higher_bar_holds_what_a_lower_one_lets_through():
+    assert decide(evidence(ab=None), GateConfig(min_difference=0.05)).outcome is Outcome.CANARY
+    assert decide(evidence(ab=None), GateConfig(min_difference=0.1)).outcome is Outcome.HOLD
+    assert decide(evidence(), GateConfig(ess_floor_share=0.06)).outcome is Outcome.HOLD
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"ess_floor_requests": 100},
+        {"ess_floor_share": 0.001},
+        {"min_difference": -1},
+        {"confidence": 0.5},
+        {"weight_tolerance": 0.5},
+        {"sample_ratio_p_value": 0.0001},
+        {"approve": True},
+    ],
+)
+def test_no_setting_makes_the_gate_milder(setting):
+    with pytest.raises(ValidationError):
+        GateConfig(**setting)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"offline": value(policy="other")},
+        {"ab": ab(treatment="other")},
+        {"champion_policy": "old", "champion": value(policy="other")},
+        {"champion_policy": "old", "comparison": difference(reference="other")},
+        {"comparison": difference()},
+        {"ab_started": False},
+    ],
+)
+def test_evidence_about_another_policy_is_refused(changes):
+    with pytest.raises(ValidationError):
+        evidence(**changes)
+
+
+def test_reasons_give_their_numbers_in_sentences():
+    reasons = {reason.check: reason.text for reason in decide(evidence(), CONFIG).reasons}
+    assert reasons["sample size of the challenger"] == (
+        "The challenger's estimate rests on an effective 2,000 of 40,000 logged requests; at least 500 are needed."
+    )
+    assert reasons["gain"] == (
+        "Per request the challenger is estimated to earn +0.2 against the log's behavior policy "
+        "(95% interval +0.1 to +0.3); the whole interval must lie above 0."
+    )
+    assert reasons["data"] == "The log met its data checks. 12 of 40,012 requests were quarantined."
+    assert reasons["A/B"].endswith("+0.2, +20.0% (95% interval +0.1 to +0.3). The challenger is better.")
+
+
+def test_evidence_and_decision_survive_json():
+    for given_evidence in (evidence(), with_champion(), evidence(offline=unknown(), ab=None)):
+        assert GateEvidence.model_validate_json(given_evidence.model_dump_json()) == given_evidence
+        decision = decide(given_evidence, CONFIG)
+        assert Decision.model_validate_json(decision.model_dump_json()) == decision
+
+
+values = st.builds(
+    value,
+    estimand=st.sampled_from(Estimand),
+    ratio=st.sampled_from(RatioAssumption),
+    effective_sample_size=st.sampled_from([100.0, 2_000.0]),
+    cap=st.sampled_from([10.0, 200.0]),
+    mean_weight_upper=st.sampled_from([0.5, 1.06, None]),
+    difference_lower=st.sampled_from([-0.1, 0.1, None]),
+    propensities_estimated=st.booleans(),
+)
+abs_ = st.builds(
+    ab,
+    label=st.sampled_from(["live", "true simulator", SIMULATED]),
+    lower=st.sampled_from([-0.3, 0.1]),
+    upper=st.sampled_from([-0.1, 0.3]),
+    sample_ratio_p_value=st.sampled_from([0.0001, 0.5]),
+).filter(lambda result: result.lower < result.upper)
+OPTIONAL = ("data_passed", "trust", "offline", "champion", "comparison", "ab")
+
+
+@st.composite
+def any_evidence(draw: st.DrawFn) -> GateEvidence:
+    """Mostly sound evidence, so that every outcome occurs."""
+    sound = draw(st.booleans())
+    championed = draw(st.booleans())
+    found = with_champion() if championed else evidence()
+    if sound:
+        return found.model_copy(update=draw(st.fixed_dictionaries({}, optional={"ab": abs_})))
+    ab_started = draw(st.booleans())
+    return GateEvidence(
+        challenger="new",
+        champion_policy=found.champion_policy,
+        ab_started=ab_started,
+        ratio_assumption=draw(st.sampled_from(RatioAssumption)),
+        data_passed=draw(st.sampled_from([None, False, True])),
+        trust=draw(st.none() | st.builds(TrustSummary, passed=st.booleans())),
+        offline=draw(st.none() | values | st.builds(unknown)),
+        champion=draw(st.none() | values.map(lambda v: v.model_copy(update={"policy": "old"}))) if championed else None,
+        comparison=draw(st.none() | st.builds(difference, lower=st.sampled_from([-0.1, 0.02]))) if championed else None,
+        ab=draw(st.none() | abs_) if ab_started else None,
+    )
+
+
+@settings(max_examples=150, deadline=None)
+@given(any_evidence(), st.sets(st.sampled_from(OPTIONAL), min_size=1))
+def test_removing_evidence_never_raises_the_outcome(given_evidence, removed):
+    poorer = given_evidence.model_copy(update=dict.fromkeys(removed))
+    assert decide(poorer, CONFIG).outcome.rank <= decide(given_evidence, CONFIG).outcome.rank
+
+
+@settings(max_examples=150, deadline=None)
+@given(any_evidence(), st.booleans())
+def test_offline_evidence_alone_never_exceeds_canary(given_evidence, ab_started):
+    offline_only = given_evidence.model_copy(update={"ab": None, "ab_started": ab_started})
+    assert decide(offline_only, CONFIG).outcome is not Outcome.PROMOTE
+
+
+@settings(max_examples=150, deadline=None)
+@given(any_evidence())
+def test_an_ab_in_a_world_model_never_exceeds_canary(given_evidence):
+    simulated = given_evidence.model_copy(update={"ab": ab(label=SIMULATED), "ab_started": True})
+    assert decide(simulated, CONFIG).outcome is not Outcome.PROMOTE
+
+
+def test_the_outcomes_are_ordered():
+    assert list(np.argsort([outcome.rank for outcome in (Outcome.HOLD, Outcome.CANARY, Outcome.PROMOTE)])) == [0, 1, 2]
