@@ -5,7 +5,7 @@ complete the same prefix many times.
 """
 
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -27,6 +27,7 @@ class Feedback(TensorRecord):
     left: Bool[Tensor, " B"]
 
 
+@runtime_checkable
 class Environment(Protocol[State]):
     """B users step together; `State` has one row a user."""
 

@@ -1,7 +1,9 @@
 """Roll a policy out in an environment: sessions as a batch, or as a log that keeps the data contract."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
+from typing import Generic
 
 import numpy as np
 import polars as pl
@@ -10,9 +12,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from components.environments.interface import Environment, State
-from components.interactions.batching import SessionBatch
+from components.interactions.batching import Requests, SessionBatch
 from components.interactions.contract import Manifest, Reward
-from components.policies.slate_policy import SlatePolicy
+from components.policies.slate_policy import SessionState, SlatePolicy
 
 
 def position_rewards(
@@ -22,41 +24,73 @@ def position_rewards(
     return reward.weights.get("clicked", 0.0) * clicks + reward.weights.get("purchased", 0.0) * purchases
 
 
+@dataclass(frozen=True)
+class Point(Generic[State]):
+    """Open sessions at their next request: where a rollout starts, and where another may go on."""
+
+    users: Int[Tensor, " B"]
+    state: State
+    requests: Requests
+    session: SessionState
+
+    def select(self, index: Int[Tensor, " A"]) -> "Point[State]":
+        """Some of the sessions; one may be named more than once."""
+        return Point(
+            self.users[index], self.state.select(index), self.requests.select(index), self.session.select(index)
+        )
+
+
+@dataclass(frozen=True)
+class Survivors(Generic[State]):
+    """Sessions that went on after a step of a rollout."""
+
+    rows: Int[Tensor, " A"]
+    """Their rows in the rollout's batch."""
+    point: Point[State]
+
+
 @torch.no_grad()  # not inference_mode: what is rolled out may be learned from
-def rollout(
+def open_sessions(
+    environment: Environment[State], policy: SlatePolicy, users: Int[Tensor, " B"], generator: torch.Generator
+) -> Point[State]:
+    """A new session of each user, at its first request."""
+    state = environment.reset(users, generator)
+    requests = environment.observe(state)
+    return Point(users, state, requests, policy.start(requests))
+
+
+@torch.no_grad()
+def continue_sessions(
     environment: Environment[State],
     policy: SlatePolicy,
-    users: Int[Tensor, " B"],
+    point: Point[State],
     generator: torch.Generator,
     max_steps: int,
-    on_step: Callable[[int, int], None] | None = None,
+    on_step: Callable[[Survivors[State]], None] | None = None,
 ) -> SessionBatch:
-    """One session of each user.
+    """Show slates to open sessions until their users leave.
 
     Args:
         environment: simulator or learned world model.
         policy: chooses the slates.
-        users: codes of the users; a user may appear more than once.
+        point: the open sessions.
         generator: the only source of chance.
-        max_steps: sessions that last longer are censored there.
-        on_step: told the step and how many users are still there.
+        max_steps: sessions with more requests than this are censored there.
+        on_step: told after each step which sessions go on, and how they stand.
     """
-    n = len(users)
-    state = environment.reset(users, generator)
-    requests = environment.observe(state)
-    session = policy.start(requests)
-    alive = torch.arange(n, device=users.device)
+    n = len(point.users)
+    alive = torch.arange(n, device=point.users.device)
+    users = point.users
     steps: list[SessionBatch] = []
     for step in range(max_steps):
-        choice = policy.act(session, requests, generator)
-        feedback, state = environment.step(state, choice.slates, generator)
+        choice = policy.act(point.session, point.requests, generator)
+        feedback, state = environment.step(point.state, choice.slates, generator)
         shown = choice.slates != 0
         row = {
             "mask": torch.ones_like(alive, dtype=torch.bool),
-            "users": users,
-            "candidates": requests.candidates,
-            "context": requests.context,
-            "events": requests.events,
+            "candidates": point.requests.candidates,
+            "context": point.requests.context,
+            "events": point.requests.events,
             "slates": choice.slates,
             "log_probs": choice.log_probs.double().sum(1),
             "clicks": feedback.clicks,
@@ -67,26 +101,34 @@ def rollout(
             "left": feedback.left,
             "leave_observed": torch.full_like(feedback.left, step + 1 < max_steps) | feedback.left,
         }
-        steps.append(
-            SessionBatch(
-                **{name: value if name == "users" else _spread(value, alive, n)[:, None] for name, value in row.items()}
-            )
-        )
+        columns = {name: _spread(value, alive, n)[:, None] for name, value in row.items()}
+        steps.append(SessionBatch(users=users, **columns))
         stay = torch.nonzero(~feedback.left)[:, 0]
-        if on_step is not None:
-            on_step(step, len(stay))
-        if len(stay) == 0:
+        if len(stay) == 0 or step + 1 == max_steps:
             break
-        alive = alive[stay]
-        state = state.select(stay)
+        alive, state = alive[stay], state.select(stay)
         requests = environment.observe(state)
         session = policy.advance(
-            session.select(stay), choice.slates[stay], feedback.clicks[stay], feedback.purchases[stay], requests
+            point.session.select(stay), choice.slates[stay], feedback.clicks[stay], feedback.purchases[stay], requests
         )
-    columns = {
-        name: users if name == "users" else torch.cat([getattr(batch, name) for batch in steps], dim=1) for name in row
-    }
-    return SessionBatch(**columns)
+        point = Point(point.users[stay], state, requests, session)
+        if on_step is not None:
+            on_step(Survivors(alive, point))
+    return SessionBatch(
+        users=users, **{name: torch.cat([getattr(batch, name) for batch in steps], dim=1) for name in row}
+    )
+
+
+def rollout(
+    environment: Environment[State],
+    policy: SlatePolicy,
+    users: Int[Tensor, " B"],
+    generator: torch.Generator,
+    max_steps: int,
+) -> SessionBatch:
+    """One whole session of each user; see `continue_sessions`."""
+    point = open_sessions(environment, policy, users, generator)
+    return continue_sessions(environment, policy, point, generator, max_steps)
 
 
 def _spread(values: Tensor, alive: Int[Tensor, " A"], n: int) -> Tensor:

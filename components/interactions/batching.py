@@ -29,7 +29,7 @@ class Requests(TensorRecord):
     """Items that may be shown; 0 is padding."""
     context: Float[Tensor, "B C"]
     events: Int[Tensor, "B E"]
-    """Items of the organic events since the last request, latest last; 0 is padding."""
+    """Items of the organic events since the last request, latest in the last column; 0 is padding, before them."""
     truth: Float[Tensor, "B N"] | None = None
     """Expected reward of each candidate, filled in by simulators that are asked to; only oracles read it."""
 
@@ -72,13 +72,16 @@ class SessionBatch(TensorRecord):
 
     def trim(self) -> "SessionBatch":
         """The batch without requests that are padding in every session."""
-        longest = int(self.lengths.max()) if len(self.users) else 0
-        return SessionBatch(
-            **{
-                name: value if name == "users" or value is None else value[:, :longest]
-                for name, value in self._tensors().items()
-            }
-        )
+        return self.first_steps(int(self.lengths.max()) if len(self.users) else 0)
+
+    def first_steps(self, n_steps: int) -> "SessionBatch":
+        """The first requests of each session; ends that are cut off are unknown."""
+        columns = {name: value if name == "users" else value[:, :n_steps] for name, value in self.columns().items()}
+        return SessionBatch(**columns)
+
+    def columns(self) -> dict[str, Tensor]:
+        """Every column by its name; all but `users` have the dimensions B and T."""
+        return {name: value for name, value in self._tensors().items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -103,8 +106,7 @@ class SessionTable:
         mask = steps[None, :] < lengths[:, None]
         index = torch.where(mask, self.starts[sessions][:, None] + steps[None, :], 0)
         columns = {}
-        for name, value in self.rows._tensors().items():
-            assert value is not None
+        for name, value in self.rows.columns().items():
             if name == "users":
                 columns[name] = value[index[:, 0]]
                 continue
@@ -180,14 +182,16 @@ def read_sessions(
     in_view = shown & ~(exposed_known & (exposed == 0))
     rewards, _ = _responses(frame.select(reward_per_position(manifest)).to_series(), n_positions)
     candidates_width = int(frame["candidates"].list.len().max() or 0)  # type: ignore[arg-type]
-    events = frame["events"].list.tail(MAX_EVENTS).list.eval(pl.element().struct.field("item_id"))
+    # Latest first, so that padding comes before the events once the columns are turned; a search names no item.
+    events = frame["events"].list.eval(pl.element().struct.field("item_id").drop_nulls()).list.reverse()
     context = frame.select("context").unnest("context") if manifest.context else pl.DataFrame({"": [0.0] * n_requests})
     ends = frame["session_end"]
     last = np.append(frame["session_id"].to_numpy()[1:] != frame["session_id"].to_numpy()[:-1], True)
     left = (ends == "left").fill_null(False).to_numpy()
     first = np.append(True, last[:-1])
     starts = np.flatnonzero(first)
-    users = frame["user_id"].rank("dense").to_numpy().astype(np.int64) - 1
+    # A hash, so that a user has the same code in every part of a log.
+    users = (frame["user_id"].hash(0) // 2).cast(pl.Int64).to_numpy(writable=True)
     log_probs = frame["slate_log_prob"].fill_null(float("nan")).to_numpy()
 
     def column(values: np.ndarray) -> Tensor:
@@ -198,7 +202,7 @@ def read_sessions(
         users=torch.from_numpy(users),
         candidates=column(_indices(frame["candidates"], candidates_width, vocabulary)),
         context=column(vocabulary.encode_context(context)),
-        events=column(_indices(events, MAX_EVENTS, vocabulary)),
+        events=column(_indices(events, MAX_EVENTS, vocabulary)[:, ::-1]),
         slates=column(slates),
         log_probs=column(log_probs),
         clicks=column(clicks * (in_view & click_known)),

@@ -138,7 +138,7 @@ class Manifest(BaseModel):
             )
         return self
 
-    def schema(self) -> pl.Schema:
+    def schema(self) -> pl.Schema:  # type: ignore[override]  # pydantic 1's deprecated name for model_json_schema
         """Columns of the log's rows and their types, in order."""
         columns: dict[str, pl.DataType] = {
             "loop": pl.String(),
@@ -176,14 +176,19 @@ CANDIDATE_SCHEMA = pl.Schema({"candidates_digest": pl.String(), "candidates": pl
 
 
 def reward_per_position(manifest: Manifest) -> pl.Expr:
-    """Reward of each position of each row: a list[float64] column named `reward`, unknown feedback counted as none."""
+    """Reward of each position of each row: a list[float64] column named `reward`, unknown feedback counted as none.
+
+    Null only where no list of feedback is known at all.
+    """
     terms = [
         pl.col(name if name in ("clicked", "purchased") else f"signals.{name}").list.eval(
             pl.element().cast(pl.Float64).fill_null(0.0) * weight
         )
         for name, weight in manifest.reward.weights.items()
     ]
-    total = terms[0]
+    # A null list would make the whole sum null: clicks count also where purchases are unknown.
+    none = pl.coalesce(terms) * 0.0
+    total = pl.coalesce(terms[0], none)
     for term in terms[1:]:
-        total = total + term
+        total = total + pl.coalesce(term, none)
     return total.alias("reward")

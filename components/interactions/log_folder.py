@@ -81,6 +81,8 @@ def open_log(path: Path) -> Log:
     for part in log.part_paths:
         _check_schema(part, manifest.schema())
     _check_schema(path / "items.parquet", manifest.item_schema())
+    if (path / "candidates.parquet").exists():
+        _check_schema(path / "candidates.parquet", CANDIDATE_SCHEMA)
     return log
 
 
@@ -120,6 +122,8 @@ def write_log(
         InputError: the folder holds something else, or cannot be written.
         ContractError: the rows do not fit the manifest.
     """
+    if path.exists() and not path.is_dir():
+        raise InputError(f"{path}: is a file; expected a folder")
     if path.exists() and any(path.iterdir()) and not (path / MANIFEST).is_file():
         raise InputError(f"{path}: is not empty and holds no log; choose another folder")
     staging = path.parent / f".{path.name}.{uuid4().hex[:8]}.tmp"

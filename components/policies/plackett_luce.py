@@ -55,10 +55,12 @@ def entropy(logits: Float[Tensor, "B N"]) -> Float[Tensor, " B"]:
 
 
 def divergence(logits: Float[Tensor, "B N"], reference: Float[Tensor, "B N"]) -> Float[Tensor, " B"]:
-    """KL(π₁ ‖ reference₁) in nats of the first position."""
-    log_p = logits.log_softmax(1)
-    difference = log_p - reference.log_softmax(1)
-    return (log_p.exp() * torch.where(torch.isfinite(log_p), difference, 0.0)).sum(1)
+    """Rényi divergence of order 2 of the first position in nats: log Σ π² / reference.
+
+    The second moment of importance weights is exp of it, so a log of n requests that the reference wrote has about
+    n · exp(−divergence) effective requests for π, position by position.
+    """
+    return (2.0 * logits.log_softmax(1) - reference.log_softmax(1)).nan_to_num(nan=-torch.inf).logsumexp(1)
 
 
 def places_of(slates: Int[Tensor, "B K"], candidates: Int[Tensor, "B N"]) -> Int[Tensor, "B K"]:

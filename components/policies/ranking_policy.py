@@ -13,7 +13,7 @@ from components.policies.session_encoder import EncoderShape, SessionEncoder
 from components.policies.slate_policy import SessionState, SlatePolicy
 
 #: Utilities stay within ±this many nats, so every candidate keeps at least exp(−2 · bound) / N of position 1: the stated floor.
-LOGIT_BOUND = 6.0
+LOGIT_BOUND = 4.0
 
 
 def bounded(utility: Float[Tensor, "B N"], requests: Requests) -> Float[Tensor, "B N"]:

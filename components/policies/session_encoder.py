@@ -2,7 +2,7 @@
 
 The state consumes every request, slate and response, clicked or not:
 
-    x_t = [Σ shown, Σ clicked, Σ purchased of request t−1; Σ events, last event, context of request t],   s_t = GRU(s_{t−1}, W x_t)
+    x_t = [Σ shown, Σ clicked, Σ purchased, clicks, purchases of request t−1; Σ events, last event, context of request t]   s_t = GRU(s_{t−1}, W x_t)
     click(s, i)    = ⟨W_c s, e_i⟩ + b_i + a · pair(s, i)
     purchase(s, i) = ⟨W_p s, ē_i⟩ + ⟨b_p, ē_i⟩ + a_p · pair(s, i),      ē_i = e_i with no gradient into the trunk
 
@@ -43,6 +43,9 @@ class EncoderShape(BaseModel):
     n_indices: int = Field(ge=3, description="Vocabulary size V, padding and unknown included.")
     n_item_features: int = Field(ge=0, description="Width F of the items' content features.")
     n_context: int = Field(ge=0, description="Width C of the encoded context.")
+    reads_slates: bool = Field(
+        default=True, description="False for logs without slates: the state then follows organic events alone."
+    )
     config: EncoderConfig = EncoderConfig()
 
 
@@ -66,7 +69,7 @@ class SessionEncoder(nn.Module):
         nn.init.normal_(self.id_embedding.weight.data[1:], std=0.05)
         nn.init.zeros_(self.id_embedding.weight.data[:1])
         self.feature_embedding = nn.Linear(shape.n_item_features, width, bias=False)
-        self.input = nn.Linear(5 * width + shape.n_context, hidden)
+        self.input = nn.Linear(5 * width + 2 + shape.n_context, hidden)
         self.recurrent = nn.GRU(hidden, hidden, batch_first=True)
         self.click_query = nn.Linear(hidden, width)
         self.click_bias = nn.Embedding(shape.n_indices, 1, padding_idx=0)
@@ -137,7 +140,7 @@ class SessionEncoder(nn.Module):
         events: Int[Tensor, "*B E"],
         context: Float[Tensor, "*B C"],
     ) -> Float[Tensor, "*B H"]:
-        shown = self.item_vectors(slates)
+        shown = self.item_vectors(slates if self.shape.reads_slates else torch.zeros_like(slates))
         done = self.item_vectors(events)
         parts = [
             shown.sum(-2),
@@ -145,6 +148,8 @@ class SessionEncoder(nn.Module):
             (shown * purchases[..., None]).sum(-2),
             done.sum(-2),
             done[..., -1, :],
+            clicks.sum(-1, keepdim=True),
+            purchases.sum(-1, keepdim=True),
             context,
         ]
         projected: Tensor = self.input(torch.cat(parts, dim=-1))
@@ -158,7 +163,7 @@ class SessionEncoder(nn.Module):
         events: Int[Tensor, "B E"],
     ) -> Int[Tensor, "B R"]:
         """Latest touched items first: this request's events, the last slate's clicks, then what was known before."""
-        clicked = torch.where(clicks > 0, slates, 0)
+        clicked = torch.where((clicks > 0) & self.shape.reads_slates, slates, 0)
         line = torch.cat([events.flip(1), clicked.flip(1).to(events.dtype), recent], dim=1)
         order = (line == 0).to(torch.int8).argsort(dim=1, stable=True)
         return line.gather(1, order)[:, : self.shape.config.recent_items]
@@ -179,6 +184,23 @@ class SessionEncoder(nn.Module):
         logits = torch.einsum("bd,bxd->bx", self.click_query(state.hidden), vectors)
         logits = logits + self.click_item(vectors)[..., 0] + self.click_bias(self.id_rows[items])[..., 0]
         return logits + self.click_pair(self.pair_features(state, items))[..., 0]
+
+    def catalogue_logits(self, state: SessionState, items: Int[Tensor, " X"]) -> Float[Tensor, "B X"]:
+        """Click logits of one list of distinct items for every session: `click_logits` without its gather.
+
+        The pair features are zero but for recent items and followers of the last one, so only those are computed.
+        """
+        vectors = self.item_vectors(items)
+        logits = self.click_query(state.hidden) @ vectors.T
+        logits = logits + self.click_item(vectors)[:, 0] + self.click_bias(self.id_rows[items])[:, 0]
+        near = torch.cat([state.recent.long(), self.neighbors[state.recent[:, 0]]], dim=1)
+        paired = self.click_pair(self.pair_features(state, near))[..., 0] * (near > 0)
+        places = torch.full((self.shape.n_indices,), len(items), device=items.device)
+        places[items] = torch.arange(len(items), device=items.device)
+        places[0] = len(items)
+        # One column more than items takes in what is not on the list; an item named twice gets the same value twice.
+        spread = logits.new_zeros(logits.shape[0], len(items) + 1).scatter(1, places[near], paired)
+        return logits + spread[:, :-1]
 
     def purchase_logits(self, state: SessionState, items: Int[Tensor, "B X"]) -> Float[Tensor, "B X"]:
         """Purchase logit of each item, given that it is clicked; trains its own head only."""

@@ -1,0 +1,48 @@
+# One vocabulary of verbs, for people and for CI. `make run` and `make test` need Python 3.11 and git, nothing else.
+PYTHON ?= python3.11
+BIN := .venv/bin
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: setup run test test-slow test-services lint fix bench docs lock
+
+setup: .venv/.ready
+
+.venv/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+run: setup
+	$(BIN)/slateloop run
+
+test: setup lint
+	$(BIN)/pytest
+
+test-slow: setup
+	$(BIN)/pytest -m slow
+
+test-services: setup
+	$(BIN)/pytest -m services
+
+lint: setup
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+
+fix: setup
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+bench: setup
+	$(BIN)/slateloop benchmark all
+
+docs: setup
+	$(BIN)/slateloop schema > docs/configuration.schema.json
+
+# Recompile the lock after a change of pyproject.toml. Local version labels (+cpu) exist in no registry and are cut off.
+lock:
+	$(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/pip install --quiet --editable ".[dev]"
+	.venv-lock/bin/pip freeze --exclude-editable | sed 's/+cpu$$//' | grep '==' > constraints.txt
+	rm -rf .venv-lock

@@ -1,0 +1,91 @@
+"""The cross-entropy method over one constant vector of ranking weights: what industry tunes, and our baseline.
+
+    w ~ N(μ, diag σ²);  keep the elite by mean session reward;  μ, σ ← mean and deviation of the elite   (Rubinstein 1999)
+
+Vectors of one iteration are judged on the same users.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from components.environments.interface import Environment, State
+from components.environments.rollout import rollout
+from components.policies.ranking_policy import RankingPolicy
+from components.world_model.training import Progress
+
+
+class CemConfig(BaseModel):
+    """Cross-entropy method."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    iterations: int = Field(default=12, ge=1, le=1_000, description="Updates of the sampling distribution.")
+    population: int = Field(default=32, ge=2, description="Weight vectors of an iteration.")
+    elite: int = Field(default=6, ge=1, description="Best vectors, to which the distribution is fitted.")
+    sessions: int = Field(default=200, ge=1, description="Sessions on which each vector is judged.")
+    max_steps: int = Field(default=20, ge=1, le=1_000, description="Requests after which sessions are cut.")
+    initial_deviation: float = Field(default=0.7, gt=0, description="Deviation of each weight at the start.")
+    deviation_floor: float = Field(default=0.05, ge=0, description="Deviation added so that the search goes on.")
+
+
+@dataclass(frozen=True)
+class CemTraining:
+    """Mean session reward of the elite after each iteration; the policy's weights are set in place."""
+
+    history: tuple[float, ...]
+
+
+def train_cem(
+    policy: RankingPolicy,
+    environment: Environment[State],
+    users: Int[Tensor, " U"],
+    config: CemConfig,
+    seed: int,
+    progress: Progress,
+) -> CemTraining:
+    """Tune the weights of a ranking policy in any environment.
+
+    Args:
+        policy: its `weights` are set in place.
+        environment: world model or simulator.
+        users: codes of users whose sessions may be generated.
+        config: sizes.
+        seed: of the only generator.
+        progress: told after each iteration.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    mean = torch.zeros(policy.features.width)
+    deviation = torch.full_like(mean, config.initial_deviation)
+    history = []
+    for iteration in range(config.iterations):
+        noise = torch.randn(config.population, len(mean), generator=generator)
+        weights = mean + deviation * noise
+        # The same users for every vector: differences between vectors are not differences between users.
+        chosen = users[torch.randint(len(users), (config.sessions,), generator=generator)]
+        values = _mean_rewards(policy, weights, environment, chosen, generator, config.max_steps)
+        elite = weights[values.topk(config.elite).indices]
+        mean = elite.mean(0)
+        deviation = elite.std(0, correction=0) + config.deviation_floor
+        history.append(float(values.topk(config.elite).values.mean()))
+        progress(f"CEM: iteration {iteration + 1}, elite {history[-1]:.3f}", (iteration + 1) / config.iterations)
+    policy.weights.copy_(mean)
+    return CemTraining(tuple(history))
+
+
+def _mean_rewards(
+    policy: RankingPolicy,
+    weights: Float[Tensor, "V P"],
+    environment: Environment[State],
+    users: Int[Tensor, " U"],
+    generator: torch.Generator,
+    max_steps: int,
+) -> Float[Tensor, " V"]:
+    rewards = []
+    for vector in weights:
+        policy.weights.copy_(vector)
+        rewards.append(rollout(environment, policy, users, generator, max_steps).rewards.sum((1, 2)).mean())
+    return torch.stack(rewards)

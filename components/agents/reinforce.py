@@ -1,0 +1,202 @@
+"""REINFORCE of a slate policy, in an environment and on logged sessions (IRecGAN, section 3.2, eq. 5).
+
+    maximise  λ₁ Σ_generated Σ_{t,k} A_{t,k} log π(a_{t,k} | s_t, a_{t,<k})  +  λ₂ Σ_logged Σ_{t,k} ω_t A_{t,k} log π(a_{t,k} | s_t, a_{t,<k})
+              + η H(π)  −  κ KL(π ‖ behavior)
+
+    A_{t,k} = G_{t,k} · q_t − V_k(s_t),   G_{t,k} = Σ_{j≥k} r_{t,j} + γ G_{t+1},   ω_t = min(π(slate_t) / b(slate_t), cap)
+
+q_t is the discriminator's belief that a generated session is real (1 for logged ones, and where there is no discriminator), V a learned
+baseline that does not depend on the slate. The paper's click-only form keeps the positions that were clicked and no others, as an option.
+
+Shape letters: B sessions, T requests, K positions, N candidates.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from components.environments.interface import Environment, State
+from components.environments.rollout import rollout
+from components.interactions.batching import SessionBatch, SessionReader
+from components.objectives.policy_gradient import capped_weights, policy_gradient_loss
+from components.objectives.returns import position_returns
+from components.policies import plackett_luce
+from components.policies.ranking_policy import NeuralSlatePolicy
+from components.policies.slate_policy import SessionState
+from components.world_model.training import Progress
+
+#: Belief that each request of generated sessions is real: (B, T) from a batch.
+Discriminate = Callable[[SessionBatch], Float[Tensor, "B T"]]
+
+
+class ReinforceConfig(BaseModel):
+    """REINFORCE inside the world model."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    iterations: int = Field(default=60, ge=1, le=100_000, description="Policy steps; each collects sessions anew.")
+    sessions: int = Field(default=768, ge=1, description="Sessions generated for a step (the paper: 200).")
+    max_steps: int = Field(default=20, ge=1, le=1_000, description="Requests after which generated sessions are cut.")
+    gamma: float = Field(default=0.9, ge=0, le=1, description="Discount per request; 0 looks at one request alone.")
+    generated_weight: float = Field(default=1.0, ge=0, description="λ₁: weight of generated sessions.")
+    logged_weight: float = Field(default=0.2, ge=0, description="λ₂: weight of logged sessions; 0 leaves them out.")
+    logged_sessions: int = Field(default=256, ge=1, description="Logged sessions of a step.")
+    weight_cap: float = Field(default=5.0, ge=1, description="Cap of the one-request importance weights.")
+    entropy: float = Field(default=0.002, ge=0, description="η: reward per nat of entropy; keeps slates varied.")
+    pull: float = Field(
+        default=0.03,
+        ge=0,
+        description="κ: cost per nat of distance to the logging policy; keeps the log able to judge.",
+    )
+    learning_rate: float = Field(default=5e-3, gt=0, le=1, description="Adam's step size.")
+    clip_norm: float = Field(default=1.0, gt=0, description="Largest norm of a gradient.")
+    credit: Literal["positions", "clicks"] = Field(
+        default="positions", description="'clicks' is the paper's form: only clicked positions learn."
+    )
+
+
+@dataclass(frozen=True)
+class Iteration:
+    """What one policy step saw."""
+
+    mean_session_reward: float
+    mean_session_length: float
+    entropy: float
+    divergence: float
+
+
+@dataclass(frozen=True)
+class ReinforceTraining:
+    """How training went; the policy is trained in place."""
+
+    history: tuple[Iteration, ...]
+
+
+class Baseline(nn.Module):
+    """V_k(s): expected reward-to-go of each position, from the state alone."""
+
+    def __init__(self, n_inputs: int, slate_size: int) -> None:
+        super().__init__()
+        self.network = nn.Sequential(nn.Linear(n_inputs, 64), nn.Tanh(), nn.Linear(64, slate_size))
+
+    def forward(self, state: SessionState, context: Float[Tensor, "M C"]) -> Float[Tensor, "M K"]:
+        """Baselines of M requests."""
+        values: Tensor = self.network(torch.cat([state.hidden, context], dim=1))
+        return values
+
+
+def train_reinforce(
+    policy: NeuralSlatePolicy,
+    environment: Environment[State],
+    users: Int[Tensor, " U"],
+    logged: SessionReader | None,
+    config: ReinforceConfig,
+    seed: int,
+    progress: Progress,
+    discriminate: Discriminate | None = None,
+) -> ReinforceTraining:
+    """Train a policy by its gradient, in any environment.
+
+    Args:
+        policy: trained in place; its encoder and behavior part stay as they are.
+        environment: world model or simulator.
+        users: codes of users whose sessions may be generated.
+        logged: logged sessions; None leaves the second sum out.
+        config: sizes, weights and step sizes.
+        seed: of the only generator.
+        progress: told after each step.
+        discriminate: belief that generated requests are real; None counts all as real.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        shape = policy.features.encoder.shape
+        baseline = Baseline(shape.config.hidden_width + shape.n_context, policy.slate_size)
+    optimizer = torch.optim.Adam(
+        [
+            {"params": policy.learned.parameters(), "lr": config.learning_rate},
+            {"params": baseline.parameters(), "lr": 2 * config.learning_rate},
+        ],
+        fused=True,
+    )
+    logged_batches = _repeat(logged, config.logged_sessions, generator) if logged and config.logged_weight else None
+    history = []
+    for iteration in range(config.iterations):
+        chosen = users[torch.randint(len(users), (config.sessions,), generator=generator)]
+        generated = rollout(environment, policy, chosen, generator, config.max_steps)
+        belief = discriminate(generated) if discriminate else generated.mask.float()
+        terms = _terms(policy, baseline, generated, config, belief, None)
+        loss = config.generated_weight * terms.policy_loss + terms.baseline_loss
+        loss = loss - config.entropy * terms.entropy + config.pull * terms.divergence
+        if logged_batches is not None:
+            batch = next(logged_batches)
+            real = _terms(policy, baseline, batch, config, batch.mask.float(), config.weight_cap)
+            loss = loss + config.logged_weight * (real.policy_loss + real.baseline_loss)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(policy.learned.parameters(), config.clip_norm)
+        optimizer.step()
+        history.append(
+            Iteration(
+                mean_session_reward=float(generated.rewards.sum((1, 2)).mean()),
+                mean_session_length=float(generated.lengths.float().mean()),
+                entropy=float(terms.entropy.detach()),
+                divergence=float(terms.divergence.detach()),
+            )
+        )
+        progress(
+            f"policy: step {iteration + 1}, {history[-1].mean_session_reward:.3f} a session",
+            (iteration + 1) / config.iterations,
+        )
+    return ReinforceTraining(tuple(history))
+
+
+@dataclass(frozen=True)
+class _Terms:
+    policy_loss: Float[Tensor, ""]
+    baseline_loss: Float[Tensor, ""]
+    entropy: Float[Tensor, ""]
+    divergence: Float[Tensor, ""]
+
+
+def _terms(
+    policy: NeuralSlatePolicy,
+    baseline: Baseline,
+    batch: SessionBatch,
+    config: ReinforceConfig,
+    belief: Float[Tensor, "B T"],
+    weight_cap: float | None,
+) -> _Terms:
+    """The parts of the loss on one batch; importance weights are applied where a cap is given (logged sessions)."""
+    flat = batch.mask.flatten()
+    with torch.no_grad():
+        state = policy.states(batch).select(flat)
+    requests, slates = batch.requests().select(flat), batch.slates.flatten(0, 1)[flat]
+    logits = policy.logits(state, requests)
+    log_probs = plackett_luce.log_prob(logits, plackett_luce.places_of(slates, requests.candidates))
+    returns = position_returns(batch.rewards * belief[..., None], config.gamma).flatten(0, 1)[flat]
+    values = baseline(state, requests.context)
+    advantages = returns - values
+    if weight_cap is not None:
+        behavior = batch.log_probs.flatten()[flat].float()
+        weights = capped_weights(log_probs.sum(1), behavior, weight_cap)
+        advantages = advantages * torch.where(behavior.isfinite(), weights, 0.0)[:, None]
+    mask = slates > 0
+    if config.credit == "clicks":
+        mask = mask & (batch.clicks.flatten(0, 1)[flat] > 0)
+    return _Terms(
+        policy_loss=policy_gradient_loss(log_probs, advantages, mask) * policy.slate_size,
+        baseline_loss=(values - returns).square().mean(),
+        entropy=plackett_luce.entropy(logits).mean(),
+        divergence=plackett_luce.divergence(logits, policy.behavior_logits(state, requests).detach()).mean(),
+    )
+
+
+def _repeat(logged: SessionReader, size: int, generator: torch.Generator):  # type: ignore[no-untyped-def]
+    while True:
+        yield from logged.batches(size, generator)

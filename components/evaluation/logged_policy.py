@@ -1,0 +1,125 @@
+"""Ask policies what a log needs to know: log_probs of its slates, ESS, and where they rank what users chose."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from components.evaluation.logged_requests import LoggedRequests
+from components.evaluation.weights import effective_sample_size
+from components.interactions.batching import SessionReader
+from components.policies.ranking_policy import NeuralSlatePolicy
+from components.policies.slate_policy import SlatePolicy
+from components.world_model.environment import WorldModel
+from components.world_model.user_model import next_items
+
+BATCH_SESSIONS = 1_024
+#: Steps along the path from the logging policy (0) to the trained one (1), furthest first.
+STRENGTHS = tuple(step / 40 for step in range(40, 0, -1))
+
+
+@torch.inference_mode()
+def slate_log_probs(policy: SlatePolicy, reader: SessionReader) -> Float[np.ndarray, " M"]:
+    """log_prob of every logged slate under a policy, in the order of `logged_requests`."""
+    columns = []
+    for batch in reader.batches(BATCH_SESSIONS):
+        flat = batch.mask.flatten()
+        requests, slates = batch.requests().select(flat), batch.slates.flatten(0, 1)[flat]
+        columns.append(policy.log_prob(policy.states(batch).select(flat), requests, slates).double().sum(1))
+    return torch.cat(columns).numpy()
+
+
+def logged_requests(
+    reader: SessionReader, target: SlatePolicy, behavior_log_probs: Float[np.ndarray, " M"] | None = None
+) -> LoggedRequests:
+    """The requests of a log with both policies' log_probs.
+
+    Args:
+        reader: the log.
+        target: the policy that is judged.
+        behavior_log_probs: estimates, where the log holds none.
+    """
+    rewards, logged, users, sessions, steps = [], [], [], [], []
+    n_sessions = 0
+    for batch in reader.batches(BATCH_SESSIONS):
+        mask = batch.mask
+        rows, step = torch.nonzero(mask, as_tuple=True)
+        rewards.append(batch.rewards.double().sum(2)[mask])
+        logged.append(batch.log_probs[mask])
+        users.append(batch.users[rows])
+        sessions.append(rows + n_sessions)
+        steps.append(step)
+        n_sessions += len(batch.users)
+    return LoggedRequests(
+        rewards=torch.cat(rewards).numpy(),
+        behavior_log_probs=torch.cat(logged).numpy() if behavior_log_probs is None else behavior_log_probs,
+        target_log_probs=slate_log_probs(target, reader),
+        user=torch.cat(users).numpy(),
+        session=torch.cat(sessions).numpy(),
+        step=torch.cat(steps).numpy(),
+    )
+
+
+@dataclass(frozen=True)
+class HitRates:
+    """Where a policy ranks the item that the user chose."""
+
+    hit_rate_1: float
+    hit_rate_10: float
+    n_requests: int
+
+
+@torch.inference_mode()
+def ranking_quality(policy: SlatePolicy, reader: SessionReader, world: WorldModel, seed: int) -> HitRates:
+    """Hit rates of the chosen item: within the logged candidates, or where a log has none, among the retrieved ones.
+
+    A chosen item that was not retrieved counts as missed.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    hits_1 = hits_10 = n_requests = 0
+    for batch in reader.batches(BATCH_SESSIONS):
+        flat = batch.mask.flatten()
+        state, requests = policy.states(batch).select(flat), batch.requests().select(flat)
+        if reader.log.manifest.slate_size == 0:
+            chosen = next_items(batch).flatten()[flat]
+            requests = replace(requests, candidates=world.retrieve(state, generator))
+        else:
+            slates, clicks = batch.slates.flatten(0, 1)[flat], batch.clicks.flatten(0, 1)[flat]
+            chosen = (slates * (clicks > 0)).amax(1)
+        rows = torch.nonzero(chosen > 0)[:, 0]
+        if len(rows) == 0:
+            continue
+        requests, chosen = requests.select(rows), chosen[rows]
+        order = policy.logits(state.select(rows), requests).argsort(dim=1, descending=True, stable=True)
+        ranked = requests.candidates.gather(1, order) == chosen[:, None]
+        hits_1 += int(ranked[:, :1].any(1).sum())
+        hits_10 += int(ranked[:, :10].any(1).sum())
+        n_requests += len(rows)
+    return HitRates(hits_1 / max(n_requests, 1), hits_10 / max(n_requests, 1), n_requests)
+
+
+@dataclass(frozen=True)
+class ReleaseChoice:
+    """How far along the path the release lies, and what the log has left there."""
+
+    strength: float
+    ess_share: float
+    """Effective requests of the log as a share of its requests."""
+
+
+def choose_strength(policy: NeuralSlatePolicy, validation: SessionReader, required_share: float) -> ReleaseChoice:
+    """Set a policy's strength to the largest whose ESS share on a log reaches what is required; 0 where none does.
+
+    Along π ∝ behavior^(1−α) · trained^α the ESS falls as α grows, so this is the pull toward the logging policy in its
+    last and exact form: what is released is what the log can still judge.
+    """
+    behavior = torch.cat([batch.log_probs[batch.mask] for batch in validation.batches(BATCH_SESSIONS)]).numpy()
+    for strength in STRENGTHS:
+        policy.strength.fill_(strength)
+        share = effective_sample_size(slate_log_probs(policy, validation) - behavior) / len(behavior)
+        if share >= required_share:
+            return ReleaseChoice(strength, share)
+    policy.strength.fill_(0.0)
+    share = effective_sample_size(slate_log_probs(policy, validation) - behavior) / len(behavior)
+    return ReleaseChoice(0.0, share)

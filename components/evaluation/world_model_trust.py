@@ -1,0 +1,213 @@
+"""How far the world model can be trusted: on sessions that it never saw, and on sessions that it makes up.
+
+Held-out likelihood against the best constant rate, calibration (does what is predicted at p happen at rate p?) of clicks,
+purchases and leaving, and length and reward of generated sessions against real ones under the same (logging) policy.
+"""
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from components.interactions.batching import SessionBatch, SessionReader
+from components.world_model.user_model import FlatRequests, UserModel, next_items
+
+N_BINS = 10
+
+
+class TrustConfig(BaseModel):
+    """Where trust in the world model ends."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_calibration_error: float = Field(
+        default=0.03, gt=0, le=1, description="Largest expected calibration error of clicks, purchases or leaving."
+    )
+    max_session_gap: float = Field(
+        default=0.15,
+        gt=0,
+        le=1,
+        description="Largest relative gap between generated and real sessions in mean length and reward.",
+    )
+    sessions: int = Field(default=6_000, ge=100, description="Sessions generated for the comparison.")
+
+
+class Calibration(BaseModel):
+    """Predicted probabilities against what happened, in bins of equal count."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    response: str
+    predicted: tuple[float, ...] = Field(description="Mean prediction of each bin.")
+    observed: tuple[float, ...] = Field(description="Rate at which it happened in each bin.")
+    error: float = Field(description="Mean distance of the two, weighted by the bins' counts.")
+    n: int = Field(description="Predictions judged.")
+
+
+class GeneratedAgainstReal(BaseModel):
+    """One mean over sessions, of real and of generated ones."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    quantity: str
+    real: float
+    generated: float
+    gap: float = Field(description="(generated − real) / real.")
+    standard_error: float = Field(description="Of the gap.")
+
+
+class WorldModelTrust(BaseModel):
+    """The trust report."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    click_nats: float = Field(description="Held-out negative log-likelihood of a click event, in nats.")
+    baseline_nats: float = Field(description="The same of the best predictor that sees no session.")
+    baseline: str = Field(description="What that predictor is.")
+    calibrations: tuple[Calibration, ...]
+    sessions: tuple[GeneratedAgainstReal, ...]
+    discriminator_accuracy: float | None = Field(
+        default=None, description="Held-out share of sessions that the discriminator tells apart; 0.5 is chance."
+    )
+    passed: bool
+    reasons: tuple[str, ...] = Field(description="What was checked and seen, in sentences.")
+
+
+def calibration(
+    response: str, predicted: Float[Tensor, " M"], happened: Float[Tensor, " M"], n_bins: int = N_BINS
+) -> Calibration:
+    """Expected calibration error Σ_b n_b / n · |mean predicted − mean happened| over bins of equal count."""
+    order = predicted.argsort()
+    bins = [chunk for chunk in order.tensor_split(n_bins) if len(chunk)]
+    means = [(float(predicted[chunk].mean()), float(happened[chunk].mean()), len(chunk)) for chunk in bins]
+    error = sum(n * abs(mean - rate) for mean, rate, n in means) / max(len(predicted), 1)
+    return Calibration(
+        response=response,
+        predicted=tuple(mean for mean, _, _ in means),
+        observed=tuple(rate for _, rate, _ in means),
+        error=error,
+        n=len(predicted),
+    )
+
+
+@torch.inference_mode()
+def response_calibrations(user_model: UserModel, reader: SessionReader, batch_sessions: int) -> tuple[Calibration, ...]:
+    """Calibration of clicks, purchases and leaving on logged sessions; responses that were never observed are left out."""
+    collected: dict[str, list[tuple[Tensor, Tensor]]] = {"clicks": [], "purchases": [], "leaving": []}
+    for batch in reader.batches(batch_sessions):
+        state, flat = user_model.encoder.states(batch), FlatRequests.of(batch)
+        if user_model.slate_size:
+            probabilities = user_model.click_probabilities(state, flat.slates, flat.clicks)
+            collected["clicks"].append((probabilities[flat.observed], flat.clicks[flat.observed]))
+            bought = flat.purchase_observed & (flat.clicks > 0)
+            purchase = torch.sigmoid(user_model.encoder.purchase_logits(state, flat.slates))
+            collected["purchases"].append((purchase[bought], flat.purchases[bought]))
+        leave = torch.sigmoid(user_model.leave_logits(state, flat.slates, flat.clicks, flat.purchases))
+        collected["leaving"].append((leave[flat.leave_observed], flat.left[flat.leave_observed].float()))
+    judged = {name: tuple(map(torch.cat, zip(*pairs, strict=True))) for name, pairs in collected.items() if pairs}
+    return tuple(
+        calibration(name, predicted, happened) for name, (predicted, happened) in judged.items() if len(predicted)
+    )
+
+
+def baseline_nats(user_model: UserModel, reader: SessionReader, counts: Float[Tensor, " V"]) -> tuple[str, float]:
+    """Held-out click likelihood of the best predictor that sees no session, and what it is."""
+    if user_model.slate_size == 0:
+        log_p = ((counts + 1.0) / (counts[1:] + 1.0).sum()).log()
+        targets = [next_items(batch)[batch.mask] for batch in reader.batches(1024)]
+        items = torch.cat(targets)
+        return "popularity", float(-log_p[items[items > 0].long()].mean())
+    clicks, observed = _position_counts(reader)
+    if user_model.responses == "choice":
+        rate = torch.cat([clicks, (observed.max() - clicks.sum()).clamp(min=0.0)[None]])
+        log_p = (rate / rate.sum()).clamp(min=1e-12).log()
+        return "display position", float(-(rate * log_p).sum() / rate.sum())
+    rate = (clicks / observed.clamp(min=1.0)).clamp(1e-6, 1.0 - 1e-6)
+    loss = -(clicks * rate.log() + (observed - clicks) * (1.0 - rate).log())
+    return "click rate of each position", float(loss.sum() / observed.sum())
+
+
+def _position_counts(reader: SessionReader) -> tuple[Float[Tensor, " K"], Float[Tensor, " K"]]:
+    clicks, observed = [], []
+    for batch in reader.batches(1024):
+        clicks.append((batch.clicks * batch.observed).sum((0, 1)))
+        observed.append(batch.observed.float().sum((0, 1)))
+    return torch.stack(clicks).sum(0), torch.stack(observed).sum(0)
+
+
+def compare_sessions(
+    real: list[SessionBatch], generated: SessionBatch, *, with_reward: bool
+) -> tuple[GeneratedAgainstReal, ...]:
+    """Mean length and reward of real and generated sessions, both under the logging policy.
+
+    Real sessions with a censored end are left out, on both sides: their full length is unknown.
+    """
+    quantities = {"requests of a session": lambda batch: batch.lengths.double()}
+    if with_reward:
+        quantities["reward of a session"] = lambda batch: batch.rewards.double().sum((1, 2))
+    compared = []
+    for quantity, measure in quantities.items():
+        true = torch.cat([measure(batch)[_ended(batch)] for batch in real]).numpy()
+        made = measure(generated)[_ended(generated)].numpy()
+        mean = float(true.mean())
+        spread = np.hypot(true.std() / np.sqrt(len(true)), made.std() / np.sqrt(len(made)))
+        compared.append(
+            GeneratedAgainstReal(
+                quantity=quantity,
+                real=mean,
+                generated=float(made.mean()),
+                gap=(float(made.mean()) - mean) / mean if mean else 0.0,
+                standard_error=float(spread / mean) if mean else 0.0,
+            )
+        )
+    return tuple(compared)
+
+
+def _ended(batch: SessionBatch) -> Bool[Tensor, " B"]:
+    return batch.left.any(1)
+
+
+def judge_trust(
+    *,
+    click_nats: float,
+    baseline: tuple[str, float],
+    calibrations: tuple[Calibration, ...],
+    sessions: tuple[GeneratedAgainstReal, ...],
+    discriminator_accuracy: float | None,
+    config: TrustConfig,
+) -> WorldModelTrust:
+    """The trust report from its parts; every check that fails is named.
+
+    A session gap fails only when it exceeds the limit by more than chance (two standard errors).
+    """
+    name, nats = baseline
+    checks = [
+        (click_nats < nats, f"Held-out clicks cost {click_nats:.3f} nats; by {name} alone they cost {nats:.3f}."),
+        *(
+            (
+                part.error <= config.max_calibration_error,
+                f"Predicted {part.response} are off by {part.error:.3f} on average "
+                f"(limit {config.max_calibration_error:g}).",
+            )
+            for part in calibrations
+        ),
+        *(
+            (
+                abs(part.gap) - 2.0 * part.standard_error <= config.max_session_gap,
+                f"Generated sessions differ by {part.gap:+.1%} in {part.quantity} "
+                f"(real {part.real:.2f}, limit {config.max_session_gap:.0%}).",
+            )
+            for part in sessions
+        ),
+    ]
+    return WorldModelTrust(
+        click_nats=click_nats,
+        baseline_nats=nats,
+        baseline=name,
+        calibrations=calibrations,
+        sessions=sessions,
+        discriminator_accuracy=discriminator_accuracy,
+        passed=all(passed for passed, _ in checks),
+        reasons=tuple(("" if passed else "Failed: ") + text for passed, text in checks),
+    )

@@ -1,0 +1,135 @@
+"""The learned user model as an environment: what agents train in when there is no simulator.
+
+What users bring along (candidates, context, organic events) is replayed from logged sessions; what they answer is sampled. Beyond
+the end of the replayed session a request of another session is taken. Where a log has no slates the model draws the next item from
+the whole catalogue: it is a click where the slate holds it, an organic event in either case, and a retrieval stage (followers of the
+last item, then popular items) yields the candidates.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from components.environments.interface import Feedback
+from components.interactions.batching import Requests, SessionTable
+from components.interactions.contract import Reward
+from components.interactions.tensor_record import TensorRecord
+from components.policies.slate_policy import SessionState
+from components.world_model.user_model import UserModel
+
+#: Weight in nats of "follows the last item" against log popularity in the retrieval stage.
+COVISITATION_WEIGHT = 20.0
+
+
+@dataclass(frozen=True)
+class WorldModelState(TensorRecord):
+    """B sessions inside the model."""
+
+    session: Int[Tensor, " B"]
+    """Replayed session."""
+    step: Int[Tensor, " B"]
+    row: Int[Tensor, " B"]
+    """Replayed request."""
+    hidden: Float[Tensor, "B H"]
+    recent: Int[Tensor, "B R"]
+    candidates: Int[Tensor, "B N"]
+    context: Float[Tensor, "B C"]
+    events: Int[Tensor, "B E"]
+
+
+class WorldModel:
+    """Sessions of the user model over the requests of logged sessions."""
+
+    def __init__(
+        self,
+        user_model: UserModel,
+        pool: SessionTable,
+        reward: Reward,
+        slate_size: int,
+        n_candidates: int,
+        counts: Float[Tensor, " V"],
+    ) -> None:
+        self.user_model = user_model.eval()
+        self.pool = pool
+        self.reward = reward
+        self.slate_size = slate_size
+        self.n_users = len(pool)
+        self.n_candidates = n_candidates
+        self.log_counts = torch.where(counts > 0, counts.log1p(), -torch.inf)
+
+    @torch.no_grad()
+    def reset(self, users: Int[Tensor, " B"], generator: torch.Generator) -> WorldModelState:
+        """Open the replay of the logged sessions with the given numbers."""
+        row = self.pool.starts[users]
+        requests = self._requests(row, generator, None)
+        opened = self.user_model.encoder.start(requests)
+        if self.user_model.slate_size == 0:
+            requests = self._requests(row, generator, opened)
+        return WorldModelState(
+            users, torch.zeros_like(users), row, opened.hidden, opened.recent,
+            requests.candidates, requests.context, requests.events,
+        )  # fmt: skip
+
+    def observe(self, state: WorldModelState) -> Requests:
+        """The current requests."""
+        return Requests(state.candidates, state.context, state.events)
+
+    def session(self, state: WorldModelState) -> SessionState:
+        """The user model's own state of each session."""
+        return SessionState(state.hidden, state.recent)
+
+    @torch.no_grad()
+    def step(
+        self, state: WorldModelState, slates: Int[Tensor, "B K"], generator: torch.Generator
+    ) -> tuple[Feedback, WorldModelState]:
+        """Sample responses and take the next requests."""
+        model, session = self.user_model, self.session(state)
+        step = state.step + 1
+        row = self._next_rows(state, step, generator)
+        if model.slate_size == 0:
+            chosen = self._next_item(session, generator)
+            clicks = (slates == chosen[:, None]).float()
+            purchases = torch.zeros_like(clicks)
+            nothing = slates[:, :0]
+            left = model.sample_leaving(session, nothing, clicks[:, :0], clicks[:, :0], generator)
+            events = torch.nn.functional.pad(chosen[:, None], (state.events.shape[1] - 1, 0)).to(state.events.dtype)
+            requests = Requests(state.candidates, state.context, events)
+            following = model.encoder.advance(session, slates, clicks, purchases, requests)
+            requests = Requests(self.retrieve(following, generator), state.context, events)
+        else:
+            clicks, purchases, left = model.sample_responses(session, slates, generator)
+            requests = self._requests(row, generator, None)
+            following = model.encoder.advance(session, slates, clicks, purchases, requests)
+        return Feedback(clicks, purchases, left), WorldModelState(
+            state.session, step, row, following.hidden, following.recent,
+            requests.candidates, requests.context, requests.events,
+        )  # fmt: skip
+
+    def _next_rows(
+        self, state: WorldModelState, step: Int[Tensor, " B"], generator: torch.Generator
+    ) -> Int[Tensor, " B"]:
+        elsewhere = torch.randint(len(self.pool.rows.mask), step.shape, generator=generator)
+        within = step < self.pool.lengths[state.session]
+        return torch.where(within, self.pool.starts[state.session] + step, elsewhere)
+
+    def _requests(self, row: Int[Tensor, " B"], generator: torch.Generator, session: SessionState | None) -> Requests:
+        rows = self.pool.rows
+        candidates = rows.candidates[row, 0] if session is None else self.retrieve(session, generator)
+        return Requests(candidates, rows.context[row, 0], rows.events[row, 0])
+
+    def retrieve(self, session: SessionState, generator: torch.Generator) -> Int[Tensor, "B N"]:
+        """Candidates where the log has none: followers of the last item, then a draw in proportion to popularity."""
+        encoder = self.user_model.encoder
+        noise = torch.rand(len(session.hidden), encoder.shape.n_indices, generator=generator)
+        last = session.recent[:, 0]
+        score = self.log_counts - torch.log(-torch.log(noise.clamp(1e-20, 1.0 - 1e-7)))
+        follows = COVISITATION_WEIGHT * encoder.neighbor_weights[last].clamp(max=1.0)
+        score = score.scatter_add(1, encoder.neighbors[last], follows)
+        return score.topk(self.n_candidates, dim=1).indices.to(session.recent.dtype)
+
+    def _next_item(self, session: SessionState, generator: torch.Generator) -> Int[Tensor, " B"]:
+        items = torch.arange(1, self.user_model.encoder.shape.n_indices)
+        probabilities = self.user_model.encoder.catalogue_logits(session, items).softmax(1)
+        return torch.multinomial(probabilities, 1, generator=generator)[:, 0] + 1

@@ -1,0 +1,141 @@
+"""Train the user model: by likelihood, then by adversarial steps against the discriminator (IRecGAN, section 3.3)."""
+
+import copy
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from components.interactions.batching import SessionBatch, SessionReader
+from components.world_model.user_model import Likelihood, UserModel
+
+#: Batches hold sessions of like length, so a step over one of them would learn that all users leave at the same time.
+MICRO_BATCHES = 4
+#: Told what is being done, and how far it is (0 to 1).
+Progress = Callable[[str, float], None]
+
+
+class LikelihoodConfig(BaseModel):
+    """Maximum likelihood with early stopping on the validation split."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_epochs: int = Field(default=12, ge=1, le=500, description="Passes over the training sessions, at most.")
+    patience: int = Field(
+        default=2, ge=1, le=50, description="Passes without a better validation loss before stopping."
+    )
+    batch_sessions: int = Field(default=256, ge=1, description="Sessions of a step.")
+    learning_rate: float = Field(default=3e-3, gt=0, le=1, description="Adam's step size.")
+    weight_decay: float = Field(default=1e-5, ge=0, description="Pull of all weights towards zero.")
+    clip_norm: float = Field(default=5.0, gt=0, description="Largest norm of a gradient.")
+    negatives: int = Field(default=2_000, ge=10, description="Sampled items of a step, for logs without slates.")
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """Losses of one pass, in nats per request."""
+
+    train: float
+    validation: float
+
+
+@dataclass(frozen=True)
+class LikelihoodTraining:
+    """The user model at its best validation loss, and how it got there."""
+
+    user_model: UserModel
+    history: tuple[Epoch, ...]
+    best_epoch: int
+
+
+@dataclass(frozen=True)
+class NegativeSampler:
+    """Draws items in proportion to count^0.75, which stand for the catalogue in a sampled softmax."""
+
+    probabilities: Float[Tensor, " V"]
+    n_draws: int
+
+    @classmethod
+    def of(cls, counts: Float[Tensor, " V"], n_draws: int) -> "NegativeSampler":
+        """The sampler over items that training saw."""
+        weights = counts.pow(0.75)
+        return cls(weights / weights.sum(), n_draws)
+
+    def draw(self, generator: torch.Generator) -> tuple[Int[Tensor, " X"], Float[Tensor, " X"]]:
+        """Distinct items and the log of how often each is expected among the draws."""
+        drawn = torch.multinomial(self.probabilities, self.n_draws, replacement=True, generator=generator).unique()
+        return drawn, (self.n_draws * self.probabilities[drawn]).log()
+
+
+def evaluate_likelihood(user_model: UserModel, reader: SessionReader, batch_sessions: int) -> Likelihood:
+    """Likelihood of all sessions of a log, with the exact softmax where there are no slates."""
+    user_model.eval()
+    # Exact soft-maxes over a catalogue need smaller batches than sampled ones.
+    size = batch_sessions if user_model.slate_size else max(1, batch_sessions // 4)
+    with torch.inference_mode():
+        parts = [user_model.log_likelihood(batch) for batch in reader.batches(size)]
+    total = parts[0]
+    for part in parts[1:]:
+        total = total + part
+    return total
+
+
+def train_by_likelihood(
+    user_model: UserModel,
+    train: SessionReader,
+    validation: SessionReader,
+    config: LikelihoodConfig,
+    counts: Float[Tensor, " V"],
+    generator: torch.Generator,
+    progress: Progress,
+) -> LikelihoodTraining:
+    """Fit the user model to logged sessions; the weights with the best validation loss are kept.
+
+    Args:
+        user_model: trained in place.
+        train: sessions to learn from.
+        validation: sessions that decide when to stop.
+        config: sizes and step sizes.
+        counts: training count of every item, for negatives.
+        generator: shuffles sessions and draws negatives.
+        progress: told after each pass.
+    """
+    optimizer = torch.optim.Adam(
+        user_model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+    )
+    sampler = NegativeSampler.of(counts, config.negatives) if user_model.slate_size == 0 else None
+    best, best_epoch = copy.deepcopy(user_model.state_dict()), -1
+    history: list[Epoch] = []
+    for epoch in range(config.max_epochs):
+        user_model.train()
+        loss_sum, n_requests = 0.0, 0.0
+        micro_batches = train.batches(max(1, config.batch_sessions // MICRO_BATCHES), generator)
+        for batches in _groups(micro_batches, MICRO_BATCHES):
+            optimizer.zero_grad()
+            for batch in batches:
+                negatives, log_q = sampler.draw(generator) if sampler else (None, None)
+                likelihood = user_model.log_likelihood(batch, negatives=negatives, negative_log_q=log_q)
+                # A constant divisor: each request weighs the same, in short sessions and in long ones.
+                (likelihood.total / config.batch_sessions).backward()
+                loss_sum += float(likelihood.total.detach())
+                n_requests += float(likelihood.n_leave)
+            torch.nn.utils.clip_grad_norm_(user_model.parameters(), config.clip_norm)
+            optimizer.step()
+        held_out = float(evaluate_likelihood(user_model, validation, config.batch_sessions).per_request)
+        history.append(Epoch(loss_sum / max(n_requests, 1.0), held_out))
+        progress(f"user model: pass {epoch + 1}, validation {held_out:.4f} nats", (epoch + 1) / config.max_epochs)
+        if held_out <= min(past.validation for past in history):
+            best, best_epoch = copy.deepcopy(user_model.state_dict()), epoch
+        elif epoch - best_epoch >= config.patience:
+            break
+    user_model.load_state_dict(best)
+    return LikelihoodTraining(user_model.eval(), tuple(history), best_epoch)
+
+
+def _groups(batches: Iterator[SessionBatch], size: int) -> Iterator[list[SessionBatch]]:
+    while group := list(itertools.islice(batches, size)):
+        yield group

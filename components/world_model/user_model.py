@@ -1,0 +1,255 @@
+"""What a user does with a slate: clicks, purchases given clicks, and whether they leave. IRecGAN's user model, factorised.
+
+    per position:  P(click k | s, slate, clicks above) = σ(click(s, i_k) + p_k + c · clicks above)
+    choice:        P(click k | s, slate)               ∝ exp(click(s, i_k) + p_k),  P(none) ∝ exp(skip(s))
+    no slates:     P(next item i | s)                  ∝ exp(click(s, i)) over the whole catalogue
+    P(purchase k | click k)                            = σ(purchase(s, i_k))
+    P(leave | s, slate, response)                      = σ(f(s, Σ shown, Σ clicked, number of clicks, number of purchases))
+
+s, click and purchase are the session encoder's. Ends that are censored contribute the survival up to them and nothing after.
+IRecGAN (Bai, Guan and Wang, NeurIPS 2019, section 3.1) is the choice form with "leave" in the place of "none".
+"""
+
+from dataclasses import dataclass, fields
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional
+
+from components.interactions.batching import SessionBatch
+from components.policies.session_encoder import SessionEncoder
+from components.policies.slate_policy import SessionState
+
+Responses = Literal["per_position", "choice"]
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """Weighted negative log-likelihoods in nats, summed, with what they were summed over; sums of batches add."""
+
+    click: Float[Tensor, ""]
+    purchase: Float[Tensor, ""]
+    leave: Float[Tensor, ""]
+    n_click: Float[Tensor, ""]
+    """Positions (per position), slates (choice) or next items (no slates)."""
+    n_purchase: Float[Tensor, ""]
+    n_leave: Float[Tensor, ""]
+
+    def __add__(self, other: "Likelihood") -> "Likelihood":
+        return Likelihood(*(mine + its for mine, its in zip(self._values(), other._values(), strict=True)))
+
+    def _values(self) -> tuple[Tensor, ...]:
+        return self.click, self.purchase, self.leave, self.n_click, self.n_purchase, self.n_leave
+
+    @property
+    def total(self) -> Float[Tensor, ""]:
+        """Sum of all parts: what training minimises."""
+        return self.click + self.purchase + self.leave
+
+    @property
+    def per_request(self) -> Float[Tensor, ""]:
+        """Sum of all parts over the requests whose end is known."""
+        return self.total / self.n_leave.clamp(min=1.0)
+
+    @property
+    def per_click(self) -> float:
+        """Mean click part: nats per position, slate or next item."""
+        return float(self.click / self.n_click.clamp(min=1.0))
+
+
+class UserModel(nn.Module):
+    """The likelihood of responses, and samples of them."""
+
+    def __init__(self, encoder: SessionEncoder, slate_size: int, responses: Responses) -> None:
+        super().__init__()
+        hidden, width = encoder.shape.config.hidden_width, encoder.shape.config.item_width
+        self.encoder = encoder
+        self.slate_size = slate_size
+        self.responses = responses
+        self.position = nn.Parameter(torch.zeros(slate_size))
+        self.clicks_above = nn.Parameter(torch.zeros(()))
+        self.skip = nn.Linear(hidden, 1)
+        self.leave = nn.Sequential(nn.Linear(hidden + 2 * width + 2, 32), nn.Tanh(), nn.Linear(32, 1))
+
+    def click_logits(self, state: SessionState, slates: Int[Tensor, "B K"]) -> Float[Tensor, "B K"]:
+        """Logit of each position before the clicks above it count; -inf for padding."""
+        logits = self.encoder.click_logits(state, slates) + self.position
+        return torch.where(slates > 0, logits, -torch.inf)
+
+    def leave_logits(
+        self,
+        state: SessionState,
+        slates: Int[Tensor, "B K"],
+        clicks: Float[Tensor, "B K"],
+        purchases: Float[Tensor, "B K"],
+    ) -> Float[Tensor, " B"]:
+        """Logit of leaving after the response."""
+        shown = self.encoder.item_vectors(slates)
+        parts = [
+            state.hidden,
+            shown.sum(1),
+            (shown * clicks[..., None]).sum(1),
+            clicks.sum(1, keepdim=True),
+            purchases.sum(1, keepdim=True),
+        ]
+        logits: Tensor = self.leave(torch.cat(parts, dim=1))
+        return logits[:, 0]
+
+    def log_likelihood(
+        self,
+        batch: SessionBatch,
+        weights: Float[Tensor, "B T"] | None = None,
+        negatives: Int[Tensor, " X"] | None = None,
+        negative_log_q: Float[Tensor, " X"] | None = None,
+    ) -> Likelihood:
+        """Negative log-likelihood of the responses of whole sessions, masks respected.
+
+        Args:
+            batch: logged or generated sessions.
+            weights: weight of each request; 1 for all where not given.
+            negatives: for logs without slates, distinct items that stand for the catalogue (sampled softmax).
+            negative_log_q: log of the expected number of times each of them is drawn.
+        """
+        state = self.encoder.states(batch)
+        flat = FlatRequests.of(batch)
+        weight = flat.mask.float() if weights is None else (weights * batch.mask).flatten()
+        if self.slate_size == 0:
+            click, n_click = self._next_item_loss(state, batch, weight, negatives, negative_log_q)
+        elif self.responses == "choice":
+            click, n_click = self._choice_loss(state, flat, weight)
+        else:
+            click, n_click = self._position_loss(state, flat, weight)
+        bought = weight[:, None] * flat.clicks * flat.purchase_observed
+        purchase = functional.binary_cross_entropy_with_logits(
+            self.encoder.purchase_logits(state, flat.slates), flat.purchases, reduction="none"
+        )
+        known = weight * flat.leave_observed
+        leave = functional.binary_cross_entropy_with_logits(
+            self.leave_logits(state, flat.slates, flat.clicks, flat.purchases), flat.left.float(), reduction="none"
+        )
+        return Likelihood(
+            click=click,
+            purchase=(bought * purchase).sum(),
+            leave=(known * leave).sum(),
+            n_click=n_click,
+            n_purchase=bought.sum(),
+            n_leave=known.sum(),
+        )
+
+    def _position_loss(
+        self, state: SessionState, flat: "FlatRequests", weight: Float[Tensor, " M"]
+    ) -> tuple[Tensor, Tensor]:
+        above = flat.clicks.cumsum(1) - flat.clicks
+        logits = self.encoder.click_logits(state, flat.slates) + self.position + self.clicks_above * above
+        loss = functional.binary_cross_entropy_with_logits(logits, flat.clicks, reduction="none")
+        known = weight[:, None] * flat.observed
+        return (known * loss).sum(), known.sum()
+
+    def _choice_loss(
+        self, state: SessionState, flat: "FlatRequests", weight: Float[Tensor, " M"]
+    ) -> tuple[Tensor, Tensor]:
+        log_p = self._choice_log_probs(state, flat.slates)
+        none = 1.0 - flat.clicks.sum(1, keepdim=True).clamp(max=1.0)
+        chosen = torch.cat([flat.clicks, none], dim=1)
+        known = weight * flat.observed.any(1)
+        loss = -(chosen * torch.where(chosen > 0, log_p, 0.0)).sum(1)
+        return (known * loss).sum(), known.sum()
+
+    def _choice_log_probs(self, state: SessionState, slates: Int[Tensor, "B K"]) -> Float[Tensor, "B K+1"]:
+        return torch.cat([self.click_logits(state, slates), self.skip(state.hidden)], dim=1).log_softmax(1)
+
+    def _next_item_loss(
+        self,
+        state: SessionState,
+        batch: SessionBatch,
+        weight: Float[Tensor, " M"],
+        negatives: Int[Tensor, " X"] | None,
+        negative_log_q: Float[Tensor, " X"] | None,
+    ) -> tuple[Tensor, Tensor]:
+        targets = next_items(batch).flatten()
+        rows = torch.nonzero((targets > 0) & (weight != 0))[:, 0]
+        state, targets, weight = state.select(rows), targets[rows], weight[rows]
+        if negatives is None:
+            logits = self.encoder.catalogue_logits(state, torch.arange(1, self.encoder.shape.n_indices))
+            loss = functional.cross_entropy(logits, targets.long() - 1, reduction="none")
+        else:
+            assert negative_log_q is not None
+            # Sampled softmax with the log-q correction (Bengio and Senécal 2008); a drawn target counts once.
+            logits = self.encoder.catalogue_logits(state, negatives) - negative_log_q
+            logits = torch.where(negatives == targets[:, None], -torch.inf, logits)
+            target = self.encoder.click_logits(state, targets[:, None])
+            loss = -torch.cat([target, logits], dim=1).log_softmax(1)[:, 0]
+        return (weight * loss).sum(), weight.sum()
+
+    def click_probabilities(
+        self, state: SessionState, slates: Int[Tensor, "B K"], clicks: Float[Tensor, "B K"]
+    ) -> Float[Tensor, "B K"]:
+        """P(click) of each position, given the clicks above it that took place."""
+        if self.responses == "choice":
+            return self._choice_log_probs(state, slates)[:, :-1].exp()
+        above = clicks.cumsum(1) - clicks
+        return torch.sigmoid(self.click_logits(state, slates) + self.clicks_above * above)
+
+    @torch.no_grad()
+    def sample_responses(
+        self, state: SessionState, slates: Int[Tensor, "B K"], generator: torch.Generator
+    ) -> tuple[Float[Tensor, "B K"], Float[Tensor, "B K"], Bool[Tensor, " B"]]:
+        """Clicks, purchases and leaving, sampled as the likelihood has them."""
+        chance = torch.rand(3, *slates.shape, generator=generator)
+        clicks = torch.zeros(slates.shape)
+        if self.responses == "choice":
+            probabilities = self._choice_log_probs(state, slates).exp()
+            chosen = torch.multinomial(probabilities, 1, generator=generator)
+            clicks = torch.zeros(probabilities.shape).scatter(1, chosen, 1.0)[:, :-1]
+        else:
+            logits = self.click_logits(state, slates)
+            above = torch.zeros(len(slates))
+            for position in range(slates.shape[1]):
+                probability = torch.sigmoid(logits[:, position] + self.clicks_above * above)
+                clicks[:, position] = (chance[0, :, position] < probability).float()
+                above = above + clicks[:, position]
+        bought = chance[1] < torch.sigmoid(self.encoder.purchase_logits(state, slates))
+        purchases = clicks * bought
+        left = self.sample_leaving(state, slates, clicks, purchases, generator)
+        return clicks, purchases, left
+
+    @torch.no_grad()
+    def sample_leaving(
+        self,
+        state: SessionState,
+        slates: Int[Tensor, "B K"],
+        clicks: Float[Tensor, "B K"],
+        purchases: Float[Tensor, "B K"],
+        generator: torch.Generator,
+    ) -> Bool[Tensor, " B"]:
+        """Who leaves after the response."""
+        hazard = torch.sigmoid(self.leave_logits(state, slates, clicks, purchases))
+        return torch.rand(len(hazard), generator=generator) < hazard
+
+
+@dataclass(frozen=True)
+class FlatRequests:
+    """The response columns of a batch with B and T joined: M = B·T rows."""
+
+    mask: Bool[Tensor, " M"]
+    slates: Int[Tensor, "M K"]
+    clicks: Float[Tensor, "M K"]
+    purchases: Float[Tensor, "M K"]
+    observed: Bool[Tensor, "M K"]
+    purchase_observed: Bool[Tensor, "M K"]
+    left: Bool[Tensor, " M"]
+    leave_observed: Bool[Tensor, " M"]
+
+    @classmethod
+    def of(cls, batch: SessionBatch) -> "FlatRequests":
+        """The requests of a batch."""
+        return cls(**{field.name: getattr(batch, field.name).flatten(0, 1) for field in fields(cls)})
+
+
+def next_items(batch: SessionBatch) -> Int[Tensor, "B T"]:
+    """First organic item after each request, for logs without slates; 0 where the session ends."""
+    following = batch.events[:, 1:]
+    first = following.gather(2, (following > 0).to(torch.int8).argmax(2, keepdim=True))[:, :, 0]
+    return functional.pad(first, (0, 1)) * batch.mask

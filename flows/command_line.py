@@ -1,0 +1,294 @@
+"""The command line. Imports are lazy: `slateloop --help` must not wait for torch, Prefect or Great Expectations."""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, NoReturn, ParamSpec
+
+import typer
+
+from components.errors import InputError, SlateloopError
+from flows.settings import PlatformSettings, prepare_environment
+
+DECIDED, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+app = typer.Typer(
+    help="The open retraining loop for reinforcement-learning recommenders.",
+    epilog="Begin with: slateloop run",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+data_app = typer.Typer(help="Versions of the data folder.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+P = ParamSpec("P")
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout; messages go to stderr.")]
+SourceName = Annotated[str | None, typer.Option("--source", help="storefront, sessions, trivago or table.")]
+SourcePath = Annotated[Path | None, typer.Option("--path", help="File or folder that the source reads.")]
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file; it holds only what differs.")]
+Settings = Annotated[list[str] | None, typer.Option("--set", help="One setting: reinforce.gamma=0.8", metavar="A.B=C")]
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr)
+
+
+def _stop(error: SlateloopError) -> NoReturn:
+    _say(f"slateloop: {error}")
+    raise typer.Exit(WRONG_INPUT if isinstance(error, InputError) else FAILED)
+
+
+def command(act: Callable[P, None]) -> Callable[P, None]:
+    """Prepare the platform's environment, and turn a user's mistake into a sentence and an exit code."""
+
+    @wraps(act)
+    def run(*arguments: P.args, **options: P.kwargs) -> None:
+        prepare_environment(PlatformSettings())
+        try:
+            act(*arguments, **options)
+        except SlateloopError as error:
+            _stop(error)
+        except KeyboardInterrupt:
+            _say("slateloop: interrupted; the same command goes on where this one stopped")
+            raise typer.Exit(INTERRUPTED) from None
+
+    return run
+
+
+@app.command("run", epilog="Example: slateloop run --source sessions --path my-clicks --set seed=3")
+@command
+def run_loop(
+    source: SourceName = None,
+    path: SourcePath = None,
+    config: ConfigFile = None,
+    settings: Settings = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder in which the run leaves its own.")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Compute every stage anew.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run the loop once: import, validate, learn, judge, decide, package, report."""
+    from flows.config import load_config
+
+    # Without --source a file's own source counts.
+    loaded = load_config(config, settings or [], source)
+    from flows.retraining import retraining, source_ref
+    from flows.tasks import require_writable
+
+    platform = PlatformSettings()
+    source_ref(loaded, path)
+    require_writable(out or platform.runs, "--out")
+    require_writable(platform.home, "SLATELOOP_HOME")
+    import torch
+
+    torch.set_num_threads(loaded.threads)
+    from flows.live_progress import live_progress
+
+    with live_progress():
+        summary = retraining(loaded, path, out, fresh)
+        _let_prefect_flush()
+    _show(Path(summary.folder), as_json)
+
+
+@app.command("import", epilog="Example: slateloop import --source trivago --path trivago --out data/trivago")
+@command
+def import_source(
+    source: Annotated[str, typer.Option("--source", help="sessions, trivago, table or storefront.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder of the log.")],
+    path: SourcePath = None,
+    settings: Settings = None,
+    as_json: AsJson = False,
+) -> None:
+    """Translate a source into the data contract, and nothing else."""
+    from components.environments import storefront
+    from components.interactions.importers import importers
+    from components.interactions.log_folder import open_log
+    from flows.config import load_config
+    from flows.retraining import source_ref
+
+    config = load_config(None, settings or [], source)
+    source_ref(config, path)
+    if isinstance(config.source, storefront.Config):
+        storefront.write_storefront_log(config.source, config.loop, out)
+    else:
+        assert path is not None
+        importers()[source].import_log(config.source, path, out, config.loop)
+    manifest = open_log(out).manifest
+    if as_json:
+        print(manifest.model_dump_json(indent=2))
+    else:
+        print(f"{out}: {manifest.n_requests:,} requests, evidence: {manifest.evidence.value}")
+        for limit in manifest.limits:
+            print(f"  - {limit}")
+
+
+@data_app.command("pin", epilog="Example: slateloop data pin && git add data.dvc")
+@command
+def pin_data() -> None:
+    """Write the current version of the data folder into data.dvc."""
+    from flows.data_versions import pin
+
+    print(f"data.dvc: {pin(PlatformSettings().data)}")
+
+
+@app.command("validate", epilog="Example: slateloop validate data/storefront")
+@command
+def validate_log(
+    log: Annotated[Path, typer.Argument(help="Folder of a log.", metavar="DIR")],
+    out: Annotated[Path | None, typer.Option("--out", help="Folder of the results; beside the log by default.")] = None,
+    settings: Settings = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check a log: the row rules, the quarantine and the Data Docs page."""
+    from components.interactions.log_folder import open_log
+    from components.validation.checks import validate
+    from flows.config import load_config
+
+    config = load_config(None, settings or [])
+    opened = open_log(log)
+    folder = out or log.parent / f"{log.resolve().name}-checks"
+    if folder.exists() and any(folder.iterdir()):
+        raise InputError(f"{folder}: is not empty; choose another --out")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written: {error.strerror}; choose another --out") from None
+    try:
+        checks = validate(opened, config.validation, folder, config.as_of)
+    except InputError as error:
+        raise type(error)(f"{error}\nWhat was found is in {folder}") from None
+    if as_json:
+        print(checks.model_dump_json(indent=2))
+    else:
+        print(f"{log}: {checks.n_requests:,} requests, {checks.n_quarantined:,} put aside")
+        print(f"Data Docs: {folder / 'data_docs' / 'index.html'}")
+
+
+@app.command("evaluate", epilog="Example: slateloop evaluate --policy shop-reinforce:1a2b3c --log data/storefront")
+@command
+def evaluate_policy(
+    policy: Annotated[str, typer.Option("--policy", help="Exact tag of a packaged policy, or a policy's folder.")],
+    log: Annotated[Path, typer.Option("--log", help="Folder of a log.")],
+    as_json: AsJson = False,
+) -> None:
+    """Off-policy estimates of a packaged policy on a log."""
+    from components.interactions.batching import SessionReader
+    from components.interactions.log_folder import open_log
+    from components.policies.policy_folder import load_policy
+    from flows.stages import estimate
+
+    opened = open_log(log)
+    if Path(policy).is_dir():
+        stored = load_policy(Path(policy))
+    else:
+        from services.policy_store import load_model
+
+        stored = load_model(policy)
+    reader = SessionReader(opened, stored.description.vocabulary)
+    estimates = estimate(opened, reader, stored.policy, stored.description.name)
+    if as_json:
+        print(json.dumps([part.model_dump(mode="json") for part in estimates], indent=2))
+    else:
+        from flows.run_folder import estimate_line
+
+        for part in estimates:
+            print(estimate_line(part))
+
+
+@app.command("runs", epilog="Example: slateloop runs")
+@command
+def list_runs(
+    out: Annotated[Path | None, typer.Option("--out", help="Folder of the runs.")] = None, as_json: AsJson = False
+) -> None:
+    """Past runs and their decisions, from disk."""
+    from flows.run_folder import past_runs
+
+    runs = past_runs(out or PlatformSettings().runs)
+    if as_json:
+        print(json.dumps([run.model_dump(mode="json") for run in runs], indent=2))
+        return
+    from rich.console import Console
+
+    from flows.terminal import runs_table
+
+    Console().print(runs_table(runs))
+
+
+@app.command("show", epilog="Example: slateloop show shop-20261122")
+@command
+def show_run(
+    run: Annotated[str, typer.Argument(help="Name of a run, or its beginning.", metavar="RUN")],
+    out: Annotated[Path | None, typer.Option("--out", help="Folder of the runs.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """The decision of a past run, with its reasons."""
+    from flows.run_folder import find_run
+
+    _show(find_run(out or PlatformSettings().runs, run), as_json)
+
+
+@app.command("schema", epilog="Example: slateloop schema > loop.schema.json")
+@command
+def print_schema() -> None:
+    """JSON schema of the configuration."""
+    from flows.config import LoopConfig
+
+    print(json.dumps(LoopConfig.model_json_schema(), indent=2))
+
+
+@app.command("benchmark", epilog="Example: slateloop benchmark storefront --quick")
+@command
+def run_benchmark(
+    name: Annotated[str, typer.Argument(help="Name of the benchmark.", metavar="NAME")],
+    quick: Annotated[
+        bool, typer.Option("--quick", help="At most five CPU-minutes; figures are marked as quick.")
+    ] = False,
+    seeds: Annotated[int | None, typer.Option("--seeds", min=1, help="Number of seeds.")] = None,
+    path: SourcePath = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run one benchmark; its figures and the table in docs/results.md come from here."""
+    from flows.benchmarks import run
+
+    document = run(name, quick=quick, seeds=seeds, path=path)
+    if as_json:
+        print(document.model_dump_json(indent=2))
+    else:
+        from rich.console import Console
+
+        from flows.terminal import figures_table
+
+        Console().print(figures_table(document))
+
+
+def _show(folder: Path, as_json: bool) -> None:
+    from components.experiment.gate import Decision
+
+    decision = Decision.model_validate_json((folder / "decision.json").read_bytes())
+    if as_json:
+        documents = {
+            name: json.loads((folder / f"{name}.json").read_text())
+            for name in ("run", "decision", "evidence", "lineage")
+        }
+        print(json.dumps(documents, indent=2))
+        return
+    from rich.console import Console
+
+    from flows.terminal import decision_panel
+
+    Console().print(decision_panel(decision, folder / "report.html"))
+
+
+def _let_prefect_flush() -> None:
+    """A server of the run's own is stopped with the process: what it has not stored by then is lost."""
+    if not os.environ.get("PREFECT_API_URL"):
+        time.sleep(3)
+
+
+def main() -> None:
+    """Entry point of the `slateloop` command."""
+    app()

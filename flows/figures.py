@@ -1,0 +1,305 @@
+"""Figures of the report: matplotlib drawings as inline SVG. Text stays text, and the same data give the same bytes.
+
+What is seen is told by shape, position and words; color only repeats it.
+"""
+
+import io
+import textwrap
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree
+
+from markupsafe import Markup
+
+from components.evaluation.policy_value import Estimand, PolicyValue
+from components.evaluation.weights import ess_floor
+from components.evaluation.world_model_trust import Calibration
+from components.experiment.ab import AbResult
+from components.experiment.gate import GateConfig
+from flows.numbers import interval, number, share
+from flows.run_record import Curve
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure as Canvas
+
+#: Inches; on the page an inch is 96 pixels, so this fills its width.
+_WIDTH = 9.0
+_INK, _QUIET, _FAINT, _ACCENT = "#1d2126", "#5b636d", "#d5d9de", "#1f5f99"
+#: Keys are matplotlib's rcParams.
+_STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "slateloop",
+    "text.parse_math": False,
+    "font.family": "DejaVu Sans",
+    "font.size": 9.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": _QUIET,
+    "axes.linewidth": 0.8,
+    "axes.labelcolor": _QUIET,
+    "axes.titlesize": 9.5,
+    "text.color": _INK,
+    "xtick.color": _QUIET,
+    "ytick.color": _QUIET,
+    "xtick.labelsize": 8.5,
+    "ytick.labelsize": 8.5,
+}
+_NAME_LENGTH = 26
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A drawing, and in a sentence what is seen on it."""
+
+    svg: Markup
+    caption: str
+
+
+def needed_ess(estimate: PolicyValue, gate: GateConfig) -> float | None:
+    """Effective sample size from which an estimate counts; None where it never does."""
+    if estimate.estimand is Estimand.SESSION_AVERAGE:
+        return None
+    return ess_floor(estimate.n_units, gate.ess_floor_requests, gate.ess_floor_share)
+
+
+def forest(estimates: Sequence[PolicyValue], *, challenger: str, gate: GateConfig) -> Figure:
+    """Values of one estimand with their intervals, against the logged mean.
+
+    Args:
+        estimates: at least one, all of the same estimand.
+        challenger: the policy that is drawn in the accent color.
+        gate: its ESS floor is written beside each estimate.
+    """
+    estimand = estimates[0].estimand
+    n = len(estimates)
+    top, bottom, row = 0.42, 0.55, 0.56
+    height = top + n * row + bottom
+    with _canvas(_WIDTH, height) as canvas:
+        axes = canvas.add_axes((0.2, bottom / height, 0.42, n * row / height))
+        axes.set(ylim=(n - 0.5, -0.5), yticks=[], xlabel=f"Reward per {_unit(estimand)}")
+        axes.spines["left"].set_visible(False)
+        logged = estimates[0].behavior_value
+        axes.axvline(logged, color=_QUIET, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+        axes.annotate(
+            f"logged mean {number(logged)}",
+            (logged, 1.0),
+            xycoords=("data", "axes fraction"),
+            xytext=(0, 4),
+            textcoords="offset points",
+            ha="center",
+            color=_QUIET,
+            fontsize=8.5,
+        )
+        for position, estimate in enumerate(estimates):
+            color = _ACCENT if estimate.policy == challenger else _INK
+            _interval(axes, position, estimate.value, estimate.lower, estimate.upper, color)
+            role = "challenger, " if estimate.policy == challenger else ""
+            _beside(axes, position, -0.03, "right", _short(estimate.policy), f"{role}{estimate.estimator}", color)
+            _beside(axes, position, 1.04, "left", _value_text(estimate), _weight_text(estimate, gate), _INK)
+        axes.margins(x=0.08)
+        return _finish(canvas, f"forest-{estimand.value}", _forest_caption(estimates))
+
+
+def _unit(estimand: Estimand) -> str:
+    return "session" if estimand is Estimand.SESSION else "request"
+
+
+def _value_text(estimate: PolicyValue) -> str:
+    if estimate.lower is None or estimate.upper is None:
+        return f"{number(estimate.value)} (no interval claimed)"
+    return f"{number(estimate.value)} ({interval(estimate.lower, estimate.upper)})"
+
+
+def _weight_text(estimate: PolicyValue, gate: GateConfig) -> str:
+    floor, size = needed_ess(estimate, gate), estimate.effective_sample_size
+    if floor is None:
+        verdict = "never gates"
+    elif size < floor:
+        verdict = f"below the floor of {number(floor)}"
+    else:
+        verdict = f"floor {number(floor)}"
+    return f"ESS {size:,.0f}, {verdict}; {share(estimate.cap_share)} cut to the cap"
+
+
+def _forest_caption(estimates: Sequence[PolicyValue]) -> str:
+    first = estimates[0]
+    parts = [f"{estimate.policy} {_value_text(estimate)} by {estimate.estimator}" for estimate in estimates]
+    closed = any(estimate.lower is not None for estimate in estimates)
+    marks = [f"lines are {first.confidence:.0%} intervals"] if closed else []
+    marks += ["open marks claim none"] if any(estimate.lower is None for estimate in estimates) else []
+    return (
+        f"Estimated reward per {_unit(first.estimand)}: {'; '.join(parts)}. The dashed line is what the policy that "
+        f"wrote the log earned, {number(first.behavior_value)}; {', '.join(marks)}."
+    )
+
+
+def calibrations(parts: Sequence[Calibration]) -> Figure:
+    """Predicted against observed rates, one panel for each response; on the diagonal they agree."""
+    with _canvas(min(_WIDTH, 3.0 * len(parts)), 2.9) as canvas:
+        for axes, part in zip(_panels(canvas, 1, len(parts)), parts, strict=True):
+            highest = max(*part.predicted, *part.observed) * 1.08 or 1.0
+            lowest = min(*part.predicted, *part.observed)
+            lowest = 0.0 if lowest < 0.4 * highest else lowest * 0.92
+            axes.plot([lowest, highest], [lowest, highest], color=_QUIET, linewidth=1, linestyle=(0, (4, 3)))
+            axes.plot(part.predicted, part.observed, "o-", color=_ACCENT, markersize=4.5, linewidth=1)
+            axes.set(xlim=(lowest, highest), ylim=(lowest, highest), aspect="equal")
+            axes.set(xlabel="predicted rate", ylabel="observed rate")
+            axes.set_title(f"{part.response}: off by {number(part.error, 2)}", loc="left")
+            axes.locator_params(nbins=4)
+        errors = "; ".join(
+            f"{part.response} off by {number(part.error, 2)} on average over {part.n:,} predictions" for part in parts
+        )
+        return _finish(
+            canvas,
+            "calibration",
+            f"What the world model predicts against what happened on sessions it never saw: {errors}. "
+            "On the dashed diagonal the two agree.",
+        )
+
+
+def learning_curves(curves: Sequence[Curve]) -> Figure:
+    """Small multiples, one panel for each curve, with its last value written at its end."""
+    from matplotlib.ticker import MaxNLocator
+
+    columns = min(3, len(curves))
+    rows = -(-len(curves) // columns)
+    with _canvas(_WIDTH * columns / 3, 2.3 * rows) as canvas:
+        for axes, curve in zip(_panels(canvas, rows, columns), curves, strict=False):
+            steps = range(1, len(curve.values) + 1)
+            axes.plot(steps, curve.values, color=_ACCENT, linewidth=1.4, marker="o" if len(steps) < 15 else "", ms=3)
+            axes.set_title(textwrap.shorten(curve.name, 42, placeholder="…"), loc="left")
+            axes.set(xlabel=curve.x, ylabel=textwrap.fill(curve.y, 26))
+            axes.locator_params(axis="y", nbins=4)
+            axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+            axes.grid(axis="y", color=_FAINT, linewidth=0.6)
+            axes.margins(x=0.04, y=0.15)
+        for axes in canvas.axes[len(curves) :]:
+            axes.remove()
+        ends = "; ".join(
+            f"{curve.name} from {number(curve.values[0], 3)} to {number(curve.values[-1], 3)}"
+            if curve.values
+            else f"{curve.name} has no steps"
+            for curve in curves
+        )
+        return _finish(canvas, "curves", f"How training went, from the first step to the last: {ends}.")
+
+
+def ab_difference(ab: AbResult) -> Figure:
+    """The difference of the arms with its interval, against 0 and against what an A/B of this size can detect."""
+    height = 1.75
+    with _canvas(_WIDTH, height) as canvas:
+        axes = canvas.add_axes((0.03, 0.5 / height, 0.94, 0.75 / height))
+        axes.set(ylim=(-0.5, 0.5), yticks=[], xlabel=f"Reward per session: {ab.treatment} minus {ab.control}")
+        axes.spines["left"].set_visible(False)
+        detectable = ab.minimum_detectable_effect
+        axes.axvspan(-detectable, detectable, color=_FAINT, alpha=0.55, linewidth=0, zorder=0)
+        axes.axvline(0, color=_QUIET, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+        _interval(axes, 0, ab.difference, ab.lower, ab.upper, _ACCENT)
+        text = f"{number(ab.difference, 3, signed=True)} ({interval(ab.lower, ab.upper, 3, signed=True)})"
+        axes.annotate(
+            text,
+            (ab.difference, 0),
+            xytext=(0, 8),
+            textcoords="offset points",
+            ha="center",
+            color=_ACCENT,
+            weight="bold",
+        )
+        reach = 1.25 * max(abs(ab.lower), abs(ab.upper), detectable) or 1.0
+        axes.set_xlim(-reach, reach)
+        for place, alignment, better in (
+            (0.0, "left", f"← {ab.control} better"),
+            (1.0, "right", f"{ab.treatment} better →"),
+        ):
+            axes.annotate(
+                better,
+                (place, 1.0),
+                xycoords="axes fraction",
+                xytext=(0, 8),
+                textcoords="offset points",
+                ha=alignment,
+                color=_QUIET,
+            )
+        return _finish(
+            canvas,
+            "ab",
+            f"{ab.treatment} minus {ab.control}, in reward per session: {text}, a {ab.confidence:.0%} interval. The "
+            f"dashed line is no difference; the shaded band is what an A/B of this size would often miss (below "
+            f"{number(detectable, 3)}).",
+        )
+
+
+def _interval(
+    axes: "Axes", position: float, value: float, lower: float | None, upper: float | None, color: str
+) -> None:
+    """A value with its interval, or an open mark where there is none."""
+    if lower is None or upper is None:
+        axes.plot([value], [position], "o", color=color, markerfacecolor="white", markersize=7, zorder=3)
+        return
+    axes.plot([lower, upper], [position, position], "|-", color=color, linewidth=1.8, markersize=8, zorder=2)
+    axes.plot([value], [position], "o", color=color, markersize=7, zorder=3)
+
+
+def _beside(axes: "Axes", position: int, place: float, alignment: str, title: str, text: str, color: str) -> None:
+    """Two lines of text beside a row: a title, and quieter what belongs to it."""
+    for line, lift, style in (
+        (title, 2, {"weight": "bold", "color": color}),
+        (text, -10, {"fontsize": 8.5, "color": _QUIET}),
+    ):
+        axes.annotate(
+            line,
+            (place, position),
+            xycoords=("axes fraction", "data"),
+            xytext=(0, lift),
+            textcoords="offset points",
+            ha=alignment,
+            **style,
+        )
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= _NAME_LENGTH else name[: _NAME_LENGTH - 1] + "…"
+
+
+@contextmanager
+def _canvas(width: float, height: float) -> Iterator["Canvas"]:
+    """A canvas in our style, in inches. No window system and no global figure is touched."""
+    import matplotlib
+    from matplotlib.figure import Figure as Canvas
+
+    with matplotlib.rc_context(_STYLE):
+        yield Canvas(figsize=(width, height))
+
+
+def _panels(canvas: "Canvas", rows: int, columns: int) -> list["Axes"]:
+    canvas.set_layout_engine("constrained", w_pad=0.12, h_pad=0.12)
+    panels = canvas.subplots(rows, columns, squeeze=False)
+    return list(panels.flat)
+
+
+def _finish(canvas: "Canvas", name: str, caption: str) -> Figure:
+    """The drawing as an `<svg>` element that may stand beside others: without namespaces, and with ids of its own."""
+    file = io.StringIO()
+    canvas.savefig(file, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    root = ElementTree.fromstring(file.getvalue())
+    for element in root.iter():
+        element.tag = _local(element.tag)
+        element.attrib = {_local(key): _own_ids(value, _local(key), name) for key, value in element.attrib.items()}
+    root.attrib |= {"role": "img", "aria-label": caption}
+    # Both matplotlib and ElementTree escape the texts that are drawn.
+    return Figure(svg=Markup(ElementTree.tostring(root, encoding="unicode")), caption=caption)
+
+
+def _local(name: str) -> str:
+    return name.rpartition("}")[2]
+
+
+def _own_ids(value: str, attribute: str, name: str) -> str:
+    if attribute == "id":
+        return f"{name}-{value}"
+    if attribute == "href":
+        return value.replace("#", f"#{name}-", 1)
+    return value.replace("url(#", f"url(#{name}-")

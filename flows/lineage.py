@@ -1,0 +1,59 @@
+"""What a result depends on: data digest, code, lock, configuration, seed and threads."""
+
+import hashlib
+import subprocess
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+
+from flows.settings import REPOSITORY
+
+
+def digest_of(*parts: str | bytes) -> str:
+    """SHA-256 of parts, each told apart from its neighbours."""
+    digest = hashlib.sha256()
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else part
+        digest.update(len(data).to_bytes(8, "little") + data)
+    return digest.hexdigest()
+
+
+@cache
+def code_digest() -> str:
+    """Digest of the library's source, and of the stages that call it."""
+    sources = sorted([*(REPOSITORY / "components").rglob("*.py"), REPOSITORY / "flows" / "stages.py"])
+    return digest_of(*(part for path in sources for part in (str(path.relative_to(REPOSITORY)), path.read_bytes())))
+
+
+@cache
+def lock_digest() -> str:
+    """Digest of the dependency lock."""
+    return digest_of((REPOSITORY / "constraints.txt").read_bytes())
+
+
+@cache
+def git_commit() -> str | None:
+    """The checked-out commit, with `+changes` where the tree differs from it; None outside git."""
+    try:
+        commit = _git("rev-parse", "HEAD")
+        return commit + ("+changes" if _git("status", "--porcelain") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def folder_digest(folder: Path, names: Iterable[str] | None = None) -> str:
+    """Digest of a folder's files by name and content; of a single file where the path is one."""
+    if folder.is_file():
+        return _file_digest(folder)
+    files = [folder / name for name in names] if names else [path for path in folder.rglob("*") if path.is_file()]
+    return digest_of(*(part for path in sorted(files) for part in (str(path.relative_to(folder)), _file_digest(path))))
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _git(*arguments: str) -> str:
+    answer = subprocess.run(["git", *arguments], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    return answer.stdout.strip()

@@ -1,0 +1,47 @@
+"""Progress on stderr: a live line per stage in a terminal, one line per finished stage elsewhere."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from flows.stage_store import progress_sink
+
+
+@contextmanager
+def live_progress() -> Iterator[None]:
+    """Show the progress of the stages that run inside the block."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        token = progress_sink.set(_print_when_finished)
+        try:
+            yield
+        finally:
+            progress_sink.reset(token)
+        return
+    columns = (
+        TextColumn("{task.fields[stage]:>15}"),
+        BarColumn(24),
+        TimeElapsedColumn(),
+        TextColumn("{task.description}"),
+    )
+    with Progress(*columns, console=console) as display:
+        lines: dict[str, TaskID] = {}
+
+        def update(stage: str, message: str, share: float) -> None:
+            if stage not in lines:
+                lines[stage] = display.add_task(message, total=1.0, stage=stage)
+            display.update(lines[stage], description=message, completed=share)
+
+        token = progress_sink.set(update)
+        try:
+            yield
+        finally:
+            progress_sink.reset(token)
+
+
+def _print_when_finished(stage: str, message: str, share: float) -> None:
+    if message == "reused" or message.startswith("done"):
+        print(f"{stage:>15}  {message}", file=sys.stderr, flush=True)

@@ -1,0 +1,43 @@
+"""Numbers as people read them: few digits, thousands separated, a true minus sign, and their unit beside them."""
+
+import math
+
+#: Keeps a number and its unit on one line.
+_SPACE = "\N{NO-BREAK SPACE}"
+
+
+def number(value: float, digits: int = 4, *, signed: bool = False) -> str:
+    """A number with so many significant digits; whole numbers as they are, and 0 without a sign."""
+    sign = "+" if signed and value else ""
+    if not math.isfinite(value) or value == int(value):
+        return f"{value:{sign},.0f}".replace("-", "−")
+    exponent = math.floor(math.log10(abs(value)))
+    form = f".{max(digits - 1 - exponent, 0)}f" if exponent >= -4 else f".{digits - 1}e"
+    return f"{value:{sign},{form}}".replace("-", "−")
+
+
+def interval(lower: float | None, upper: float | None, digits: int = 4, *, signed: bool = False) -> str:
+    """An interval in words, or that none is claimed."""
+    if lower is None or upper is None:
+        return "none claimed"
+    return f"{number(lower, digits, signed=signed)} to {number(upper, digits, signed=signed)}"
+
+
+def share(value: float, *, signed: bool = False) -> str:
+    """A share in percent with one decimal; less than that is said to be less, and not rounded to nothing."""
+    sign = "+" if signed and value else ""
+    if 0 < value < 0.001:
+        return f"<{_SPACE}{sign}0.1{_SPACE}%"
+    percent = f"{value * 100:{sign}.{0 if value in (0, 1) else 1}f}"
+    return f"{percent}{_SPACE}%".replace("-", "−")
+
+
+def duration(seconds: float) -> str:
+    """A time span in the two units that matter."""
+    if seconds < 10:
+        return f"{seconds:.1f}{_SPACE}s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes_left = divmod(minutes, 60)
+    if hours:
+        return f"{hours}{_SPACE}h {minutes_left:02d}{_SPACE}min"
+    return f"{minutes}{_SPACE}min {rest:02d}{_SPACE}s" if minutes else f"{rest}{_SPACE}s"

@@ -1,0 +1,95 @@
+"""The stages that hand a run's results to the platform: DVC, BentoML, Evidently."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from uuid import uuid4
+
+import polars as pl
+
+from components.interactions.log_folder import Log, open_log, replace_folder
+from components.interactions.splits import TEST, TRAIN
+from components.policies.policy_folder import load_policy
+from components.world_model.training import Progress
+from components.world_model.user_model_folder import load_user_model
+from flows.config import LoopConfig
+from flows.data_versions import add_to_cache
+from flows.lineage import code_digest, folder_digest, git_commit, lock_digest
+from flows.run_record import Package
+from flows.settings import PlatformSettings
+from flows.stage_store import stage
+from flows.stages import read_decision
+from monitoring.drift_reference import drift_report, write_drift_reference
+from services.packaging import build_bento
+from services.policy_store import save_model
+
+
+@stage("data-version", "source")
+def version_data(config: LoopConfig, dataset: Path, out: Path, progress: Progress) -> None:
+    """Put the imported log where `data.dvc` looks for it, and into DVC's cache; git's files stay as they are."""
+    progress("recording the data version", 0.0)
+    log = open_log(dataset / "log")
+    folder = PlatformSettings().data.resolve() / log.manifest.source
+    publish_log(log, folder)
+    digests = {"content": log.manifest.content_digest, "dvc": add_to_cache(folder)}
+    (out / "version.json").write_text(json.dumps(digests, indent=2))
+
+
+def publish_log(log: Log, folder: Path) -> None:
+    """Copy a log's files into a folder, in one rename; links are used where the file system has them."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    staging = folder.parent / f".{folder.name}.{uuid4().hex[:8]}.tmp"
+    try:
+        shutil.copytree(log.path, staging, copy_function=_link_or_copy)
+        replace_folder(staging, folder)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _link_or_copy(source: str, target: str) -> str:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+    return target
+
+
+@stage("package")
+def package_policy(
+    config: LoopConfig, dataset: Path, policy: Path, baseline: Path, gate: Path, out: Path, progress: Progress
+) -> None:
+    """Policy and baseline as BentoML models with lineage and decision, and the Bento that serves them."""
+    progress("packaging", 0.0)
+    decision = read_decision(gate).model_dump(mode="json")
+    lineage = {
+        "data_digest": open_log(dataset / "log").manifest.content_digest,
+        "code_digest": code_digest(),
+        "lock_digest": lock_digest(),
+        "commit": git_commit(),
+        "config": config.model_dump(mode="json"),
+    }
+    tags = {}
+    for arm, folder, verdict in (("challenger", policy, decision), ("baseline", baseline, {})):
+        name = f"{config.loop}-{load_policy(folder).description.name}"
+        tags[arm] = save_model(folder, name=name, lineage=lineage, decision=verdict)
+    progress("building the Bento", 0.3)
+    package = Package(
+        policy_tag=tags["challenger"],
+        baseline_tag=tags["baseline"],
+        bento_tag=build_bento(tags),
+        policy_digest=folder_digest(policy, ("policy.json", "policy.safetensors")),
+    )
+    (out / "package.json").write_text(package.model_dump_json(indent=2))
+
+
+@stage("drift-reference")
+def write_reference(config: LoopConfig, split: Path, users: Path, out: Path, progress: Progress) -> None:
+    """What normal looks like, for monitoring; and a first Evidently report of the test split against it."""
+    progress("drift reference", 0.0)
+    vocabulary = load_user_model(users).vocabulary
+    write_drift_reference(open_log(split / TRAIN), vocabulary, out / "reference", config.seed)
+    test = open_log(split / TEST)
+    current = write_drift_reference(test, vocabulary, out / "current", config.seed)
+    progress("drift report", 0.4)
+    drift_report(pl.read_parquet(out / "reference" / current.name), pl.read_parquet(current), out)

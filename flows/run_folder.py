@@ -1,0 +1,177 @@
+"""The one folder that a run leaves: records, report, packaged policy, Data Docs and drift reference."""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import uuid4
+
+from components.errors import InputError
+from components.evaluation.policy_value import NotIdentified, PolicyValue
+from components.evaluation.world_model_trust import WorldModelTrust
+from components.experiment.ab import AbResult
+from components.experiment.gate import Decision
+from components.interactions.contract import Manifest
+from components.interactions.log_folder import open_log, replace_folder
+from components.interactions.splits import HOLDOUT, TEST, TRAIN, VALIDATION
+from components.validation.checks import DataChecks
+from flows.lineage import code_digest, git_commit, lock_digest
+from flows.report import write_report
+from flows.run_record import Evidence, Lineage, Package, Release, RunSummary, SplitSummary, outcome_of
+from flows.stage_store import MANIFEST, StageManifest, StageRef
+from flows.stages import BASELINE, POLICY, Estimates, read_curves, read_decision
+from flows.tasks import Run
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A run with what its artifacts say."""
+
+    run: RunSummary
+    evidence: Evidence
+    decision: Decision
+    seconds: dict[str, float]
+
+    def artifacts(self) -> dict[str, str]:
+        """One markdown text for each stage, the decision under `gate`."""
+        evidence, decision = self.evidence, self.decision
+        texts = {stage: f"{seconds:.1f} s of computing." for stage, seconds in self.seconds.items()}
+        texts["validate"] = f"{evidence.data.n_requests:,} requests, {evidence.data.n_quarantined:,} put aside."
+        texts["world-model"] = "\n".join(f"- {reason}" for reason in evidence.trust.reasons)
+        texts["estimates"] = "\n".join(f"- {estimate_line(part)}" for part in evidence.estimates)
+        if evidence.ab is not None:
+            ab = evidence.ab
+            texts["ab-test"] = (
+                f"{ab.treatment} {ab.treatment_mean:.3f} against {ab.control} {ab.control_mean:.3f} a session: "
+                f"{ab.difference:+.3f} ({ab.lower:+.3f} to {ab.upper:+.3f}), {ab.label}."
+            )
+        reasons = "\n".join(f"- {'✓' if reason.passed else '✗'} {reason.text}" for reason in decision.reasons)
+        texts["gate"] = f"# {decision.outcome.value.upper()}\n\n{reasons}\n\nReport: `{self.run.folder}/report.html`"
+        return texts
+
+
+def leave_run_folder(run: Run, *, version: StageRef, package: StageRef, reference: StageRef) -> FinishedRun:
+    """Gather a run's results into its folder, in one rename."""
+    stages = {name: ref.path for name, ref in run.stages.items()}
+    manifest = open_log(stages["import-data"] / "log").manifest
+    decision = read_decision(stages["gate"])
+    evidence = _evidence(run, manifest, stages)
+    lineage = _lineage(run, manifest, version.path, package.path)
+    summary = RunSummary(
+        run=run.folder.name,
+        loop=run.config.loop,
+        source=manifest.source,
+        started=run.started,
+        outcome=outcome_of(decision),
+        folder=str(run.folder),
+    )
+    staging = run.folder.parent / f".{run.folder.name}.{uuid4().hex[:6]}.tmp"
+    try:
+        staging.mkdir(parents=True)
+        for name, record in (("evidence", evidence), ("decision", decision), ("lineage", lineage), ("run", summary)):
+            (staging / f"{name}.json").write_text(record.model_dump_json(indent=2) + "\n")
+        for source, folder in (
+            (stages["validate"] / "data_docs", "data_docs"),
+            (stages["validate"] / "quarantine", "quarantine"),
+            (reference.path, "drift_reference"),
+        ):
+            shutil.copytree(source, staging / folder, ignore=shutil.ignore_patterns(MANIFEST))
+        for stage, name in (("policy", POLICY), ("baseline", BASELINE)):
+            folder = staging / "policies" / name
+            folder.mkdir(parents=True)
+            for file in ("policy.json", "policy.safetensors"):
+                shutil.copyfile(stages[stage] / file, folder / file)
+        write_report(evidence, decision, lineage, staging / "report.html")
+        replace_folder(staging, run.folder)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return FinishedRun(summary, evidence, decision, evidence.seconds)
+
+
+def past_runs(folder: Path) -> list[RunSummary]:
+    """The runs in a folder, oldest first."""
+    files = sorted(folder.glob("*/run.json"))
+    return sorted(
+        (RunSummary.model_validate_json(file.read_bytes()) for file in files), key=lambda summary: summary.started
+    )
+
+
+def find_run(folder: Path, name: str) -> Path:
+    """The folder of a past run, by its name or the beginning of it.
+
+    Raises:
+        InputError: none or several fit.
+    """
+    found = [Path(summary.folder) for summary in past_runs(folder) if summary.run.startswith(name)]
+    if len(found) != 1:
+        known = ", ".join(summary.run for summary in past_runs(folder)) or "none yet"
+        raise InputError(f"run {name!r}: {len(found)} runs in {folder} begin so; the runs are: {known}")
+    return found[0]
+
+
+def _evidence(run: Run, manifest: Manifest, stages: dict[str, Path]) -> Evidence:
+    estimates = Estimates.model_validate_json((stages["estimates"] / "estimates.json").read_bytes())
+    splits = [stages["split"] / name for name in (TRAIN, VALIDATION, TEST, HOLDOUT)]
+    logs = {folder.name: open_log(folder) for folder in splits if folder.exists()}
+    weights = " + ".join(f"{weight:g} × {signal}" for signal, weight in manifest.reward.weights.items())
+    learned = ("user-model", "behavior", "world-model", "policy", "baseline")
+    return Evidence(
+        loop=run.config.loop,
+        source=manifest.source,
+        limits=manifest.limits,
+        evidence_level=manifest.evidence.value,
+        ratio_assumption=manifest.ratio_assumption.value,
+        reward=f"{manifest.reward.name} version {manifest.reward.version}: {weights}",
+        data=DataChecks.model_validate_json((stages["validate"] / "checks.json").read_bytes()),
+        splits=tuple(
+            SplitSummary(
+                name=name,
+                n_requests=log.manifest.n_requests,
+                n_sessions=log.scan().select("session_id").unique().collect().height,
+            )
+            for name, log in logs.items()
+        ),
+        trust=WorldModelTrust.model_validate_json((stages["world-model"] / "trust.json").read_bytes()),
+        curves=read_curves(stages[name] for name in learned),
+        releases={POLICY: Release.model_validate_json((stages["policy"] / "release.json").read_bytes())},
+        gating=estimates.gating,
+        estimates=estimates.estimates,
+        ranking=estimates.ranking,
+        ab=AbResult.model_validate_json((stages["ab-test"] / "ab.json").read_bytes()),
+        seconds={
+            name: StageManifest.model_validate_json((folder / MANIFEST).read_bytes()).seconds
+            for name, folder in stages.items()
+        },
+    )
+
+
+def _lineage(run: Run, manifest: Manifest, version: Path, package: Path) -> Lineage:
+    packaged = Package.model_validate_json((package / "package.json").read_bytes())
+    return Lineage(
+        run=run.folder.name,
+        started=run.started,
+        config=run.config,
+        data_digest=manifest.content_digest,
+        dvc_digest=json.loads((version / "version.json").read_text())["dvc"],
+        code_digest=code_digest(),
+        lock_digest=lock_digest(),
+        commit=git_commit(),
+        seed=run.config.seed,
+        threads=run.config.threads,
+        stages={name: ref.digest for name, ref in run.stages.items()},
+        reused=tuple(run.reused),
+        policy_digest=packaged.policy_digest,
+        policy_tag=packaged.policy_tag,
+        bento_tag=packaged.bento_tag,
+    )
+
+
+def estimate_line(estimate: PolicyValue | NotIdentified) -> str:
+    """An estimate in one line: policy, estimator, estimand, value, interval, ESS."""
+    if isinstance(estimate, NotIdentified):
+        return f"{estimate.policy}: not identified. {estimate.reason}"
+    bounds = "" if estimate.lower is None else f" ({estimate.lower:.4f} to {estimate.upper:.4f})"
+    return (
+        f"{estimate.policy}, {estimate.estimator}, {estimate.estimand.value}: {estimate.value:.4f}{bounds}, "
+        f"ESS {estimate.effective_sample_size:,.0f}"
+    )

@@ -1,0 +1,51 @@
+"""Where things live: read once from the environment, at the edge, and never part of a run's lineage."""
+
+import os
+import sys
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+#: Switches every library's telemetry off. BentoML counts only the word true.
+TELEMETRY_OFF = {
+    "DO_NOT_TRACK": "1",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "BENTOML_DO_NOT_TRACK": "True",
+    "GX_ANALYTICS_ENABLED": "false",
+    "DVC_NO_ANALYTICS": "1",
+    "ITERATIVE_DO_NOT_TRACK": "1",
+}
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+class PlatformSettings(BaseSettings):
+    """Folders of this machine; each can be set as an environment variable SLATELOOP_NAME."""
+
+    model_config = SettingsConfigDict(env_prefix="SLATELOOP_", frozen=True, extra="ignore")
+
+    home: Path = Field(default=Path(".slateloop"), description="Folder of stages, models and Prefect's state.")
+    runs: Path = Field(default=Path("runs"), description="Folder in which each run leaves its own.")
+    data: Path = Field(default=Path("data"), description="Folder of imported logs, whose version is in data.dvc.")
+
+
+def prepare_environment(settings: PlatformSettings) -> None:
+    """Set what the platform's tools read from the environment; call before any of them is imported.
+
+    What the user has set stays. Without PREFECT_API_URL Prefect starts a server of its own for the run, which needs
+    more than its default 20 seconds on a busy machine.
+    """
+    home = settings.home.resolve()
+    defaults = TELEMETRY_OFF | {
+        "PREFECT_HOME": str(home / "prefect"),
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",
+        "PREFECT_LOGGING_LEVEL": "WARNING",
+        "BENTOML_HOME": str(home / "bentoml"),
+        "MPLBACKEND": "Agg",
+    }
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+    # `bentoml build` looks for uv on the PATH; it was installed beside this interpreter.
+    scripts = str(Path(sys.executable).parent)
+    if scripts not in os.environ.get("PATH", "").split(os.pathsep):
+        os.environ["PATH"] = os.pathsep.join([scripts, os.environ.get("PATH", "")])

@@ -1,0 +1,127 @@
+"""Finished stages on disk: what a resumed run may reuse.
+
+A stage writes into a temporary folder, its manifest last, and is renamed to its key. A folder with its key's name is
+therefore whole, whatever happened to the process that wrote it.
+"""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from contextvars import ContextVar
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import uuid4
+
+import psutil
+from pydantic import BaseModel, ConfigDict, Field
+
+from components.errors import InputError
+from components.interactions.log_folder import replace_folder
+from flows.lineage import digest_of
+
+MANIFEST = "stage.json"
+
+#: Told a stage's message and how far it is; the command line and the flow put theirs here.
+ProgressSink = Callable[[str, str, float], None]
+progress_sink: ContextVar[ProgressSink] = ContextVar("progress_sink", default=lambda stage, message, share: None)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of the loop: how it is computed, and which parts of the configuration its result depends on."""
+
+    name: str
+    settings: frozenset[str]
+    """Names of `LoopConfig`'s parts."""
+    compute: Callable[..., None]
+    """Writes the result into `out`; called with the configuration, the folder of each upstream stage by its role, `out`
+    and `progress`."""
+
+
+def stage(name: str, *settings: str) -> Callable[[Callable[..., None]], Stage]:
+    """Declare a function as a stage; loop, seed, threads and `as_of` count for every stage."""
+
+    def declare(compute: Callable[..., None]) -> Stage:
+        return Stage(name, frozenset({"loop", "seed", "threads", "as_of", *settings}), compute)
+
+    return declare
+
+
+class StageRef(BaseModel):
+    """A finished stage: where it lies and the key of what it was made from."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: Path = Field(description="Folder of the stage's results.")
+    digest: str = Field(description="Key: digest of everything that the results depend on.")
+
+
+class StageManifest(BaseModel):
+    """Written last into a stage's folder: what it is, and what it was made from."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    stage: str
+    key: str
+    upstream: dict[str, str] = Field(description="Key of each upstream stage, by role.")
+    seconds: float = Field(description="Time that computing took.")
+
+
+class StageStore:
+    """The folder of finished stages."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def folder(self, name: str, key: str) -> Path:
+        """Where a stage with this key lies, or will lie."""
+        return self.root / name / key[:24]
+
+    def is_complete(self, name: str, key: str) -> bool:
+        """Whether the stage was finished: its manifest is there and is about this key."""
+        manifest = self.folder(name, key) / MANIFEST
+        return manifest.is_file() and StageManifest.model_validate_json(manifest.read_bytes()).key == key
+
+    def write(self, name: str, key: str, compute: Callable[[Path], None], upstream: dict[str, str]) -> StageRef:
+        """Compute a stage into a temporary folder and rename it; nothing half-written carries its name."""
+        final = self.folder(name, key)
+        self._clear_abandoned(final.parent)
+        staging = final.parent / f".{final.name}.{os.getpid()}.{uuid4().hex[:6]}.tmp"
+        try:
+            staging.mkdir(parents=True)
+        except OSError as error:
+            raise InputError(f"{self.root}: cannot be written: {error.strerror}; set SLATELOOP_HOME") from None
+        started = time.monotonic()
+        try:
+            compute(staging)
+            manifest = StageManifest(stage=name, key=key, upstream=upstream, seconds=time.monotonic() - started)
+            (staging / MANIFEST).write_text(manifest.model_dump_json(indent=2))
+            replace_folder(staging, final)
+        except InputError as error:
+            if not any(staging.iterdir()):
+                raise
+            rejected = self.root / "rejected" / f"{name}-{key[:12]}"
+            rejected.parent.mkdir(exist_ok=True)
+            replace_folder(staging, rejected)
+            raise type(error)(f"{error}\nWhat was found is in {rejected}") from None
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+        return StageRef(path=final, digest=key)
+
+    def _clear_abandoned(self, folder: Path) -> None:
+        """Remove temporary folders whose process is gone."""
+        for leftover in folder.glob(".*.tmp"):
+            if not psutil.pid_exists(int(leftover.name.split(".")[-3])):
+                shutil.rmtree(leftover, ignore_errors=True)
+
+
+def stage_key(name: str, settings: dict[str, object], upstream: dict[str, StageRef], *environment: str) -> str:
+    """Key of a stage: its upstream stages, its own settings and the environment that it runs in."""
+    return digest_of(
+        name,
+        json.dumps(settings, sort_keys=True),
+        *(f"{role}={ref.digest}" for role, ref in sorted(upstream.items())),
+        *environment,
+    )

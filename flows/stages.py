@@ -1,0 +1,473 @@
+"""What each stage of the loop computes: folders in, one folder out. Nothing here knows of Prefect.
+
+A stage is a function of its upstream folders, the configuration and a seed; whatever it writes into `out` is its result.
+"""
+
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import polars as pl
+import torch
+from pydantic import BaseModel, TypeAdapter
+
+from components.agents.behavior import train_behavior
+from components.agents.cem import train_cem
+from components.agents.reinforce import train_reinforce
+from components.environments import storefront
+from components.environments.interface import Environment
+from components.environments.rollout import rollout
+from components.evaluation.literature_ncis import literature_ncis
+from components.evaluation.logged_policy import (
+    choose_strength,
+    logged_requests,
+    ranking_quality,
+)
+from components.evaluation.ncis import one_request_ncis
+from components.evaluation.policy_value import Estimand, Estimate, NotIdentified, identify
+from components.evaluation.session_ncis import session_ncis
+from components.evaluation.weights import ess_floor
+from components.evaluation.world_model_trust import (
+    WorldModelTrust,
+    baseline_nats,
+    compare_sessions,
+    judge_trust,
+    response_calibrations,
+)
+from components.experiment.ab import AbResult, analyze_ab, assign_arm
+from components.experiment.evidence import GateEvidence, TrustSummary
+from components.experiment.gate import Decision, decide
+from components.interactions.batching import SessionReader
+from components.interactions.contract import Evidence as EvidenceLevel
+from components.interactions.contract import RatioAssumption
+from components.interactions.covisitation import count_covisitation
+from components.interactions.importers import importers
+from components.interactions.log_folder import Log, open_log
+from components.interactions.splits import HOLDOUT, TEST, TRAIN, VALIDATION, split_log
+from components.interactions.vocabulary import Vocabulary
+from components.policies.policy_folder import PolicyDescription, StoredPolicy, load_policy, save_policy, shape_of
+from components.policies.ranking_policy import NeuralSlatePolicy, RankingPolicy
+from components.policies.request_features import RequestFeatures
+from components.policies.session_encoder import EncoderShape, SessionEncoder
+from components.validation.checks import DataChecks, validate
+from components.world_model.adversarial import train_adversarially
+from components.world_model.discriminator import Discriminator
+from components.world_model.environment import WorldModel
+from components.world_model.training import Progress, evaluate_likelihood, train_by_likelihood
+from components.world_model.user_model import UserModel
+from components.world_model.user_model_folder import StoredUserModel, load_user_model, save_user_model
+from flows.config import LoopConfig
+from flows.run_record import Curve, RankingQuality, Release
+from flows.stage_store import stage
+
+POLICY, BASELINE = "reinforce", "cem"
+CURVES = "curves.json"
+P = TypeVar("P", NeuralSlatePolicy, RankingPolicy)
+
+
+@stage("import-data", "source")
+def import_source(config: LoopConfig, path: Path, out: Path, progress: Progress) -> None:
+    """Write the source's log into `out/log`."""
+    progress(f"importing {config.source.name}", 0.0)  # type: ignore[attr-defined]
+    if isinstance(config.source, storefront.Config):
+        storefront.write_storefront_log(config.source, config.loop, out / "log")
+        return
+    name: str = config.source.name  # type: ignore[attr-defined]
+    importers()[name].import_log(config.source, path, out / "log", config.loop)
+
+
+@stage("validate", "validation")
+def validate_log(config: LoopConfig, dataset: Path, out: Path, progress: Progress) -> None:
+    """Check the log; write what is accepted, the quarantine and the Data Docs."""
+    progress("checking the log", 0.0)
+    validate(open_log(dataset / "log"), config.validation, out, config.as_of)
+
+
+@stage("split", "split", "source")
+def split_sessions(config: LoopConfig, checked: Path, out: Path, progress: Progress) -> None:
+    """Cut the log into train, validation and test, and a holdout of users where no simulator can judge."""
+    progress("splitting", 0.0)
+    split_log(open_log(checked / "log"), config.split, out, with_holdout=not _has_simulator(config))
+
+
+@stage("user-model", "encoder", "user_model")
+def fit_user_model(config: LoopConfig, split: Path, out: Path, progress: Progress) -> None:
+    """Fit the user model to the training sessions by likelihood."""
+    _fit_user_model(config, open_log(split / TRAIN), open_log(split / VALIDATION), config.seed, out, progress)
+
+
+@stage("behavior", "behavior", "candidates", "slate_size")
+def fit_behavior(config: LoopConfig, split: Path, users: Path, out: Path, progress: Progress) -> None:
+    """Estimate the logging policy from the slates that it showed."""
+    stored = load_user_model(users)
+    train = SessionReader(open_log(split / TRAIN), stored.vocabulary)
+    policy = _new_policy(config, stored, train, NeuralSlatePolicy)
+    history = _fit_behavior(config, policy, train, progress)
+    policy.strength.fill_(0.0)
+    _save(config, policy, stored.vocabulary, "behavior", out)
+    _write_curves(out, [Curve(name="behavior policy", x="pass", y="nats a slate", values=history)] if history else [])
+
+
+@stage("world-model", "adversarial", "trust", "candidates", "slate_size", "ab")
+def fit_world_model(
+    config: LoopConfig, split: Path, users: Path, behavior: Path, out: Path, progress: Progress
+) -> None:
+    """Play the user model against a discriminator, then judge it on sessions that it never saw."""
+    stored = load_user_model(users)
+    train, validation, test = (
+        SessionReader(open_log(split / name), stored.vocabulary) for name in (TRAIN, VALIDATION, TEST)
+    )
+    logging_policy = load_policy(behavior).policy
+    world = _world_model(config, stored, train)
+    training = train_adversarially(world, logging_policy, train, validation, config.adversarial, config.seed, progress)
+    save_user_model(stored, out)
+    torch.save(training.discriminator.state_dict(), out / "discriminator.pt")
+    rounds = training.history
+    _write_curves(
+        out,
+        [
+            Curve(
+                name="discriminator",
+                x="round",
+                y="accuracy (0.5: cannot tell)",
+                values=tuple(part.discriminator_accuracy for part in rounds),
+            )
+        ]
+        if rounds
+        else [],
+    )
+    progress("judging the world model", 1.0)
+    trust = _judge_world_model(
+        config, world, logging_policy, stored.vocabulary, test, rounds[-1].discriminator_accuracy if rounds else None
+    )
+    (out / "trust.json").write_text(trust.model_dump_json(indent=2))
+
+
+@stage("policy", "behavior", "reinforce", "evaluation", "gate", "candidates", "slate_size")
+def train_policy(config: LoopConfig, split: Path, world: Path, out: Path, progress: Progress) -> None:
+    """REINFORCE in the world model; then choose how far the release may go from the logging policy."""
+    stored = load_user_model(world)
+    train, validation = (SessionReader(open_log(split / name), stored.vocabulary) for name in (TRAIN, VALIDATION))
+    manifest = train.log.manifest
+    policy = _new_policy(config, stored, train, NeuralSlatePolicy)
+    _fit_behavior(config, policy, train, progress)
+    environment = _world_model(config, stored, train)
+    discriminator = _load_discriminator(stored, world) if config.adversarial.rounds else None
+    training = train_reinforce(
+        policy,
+        environment,
+        torch.arange(environment.n_users),
+        train if manifest.evidence is EvidenceLevel.PROPENSITIES else None,
+        config.reinforce,
+        config.seed,
+        progress,
+        None if discriminator is None else discriminator.relative_beliefs,
+    )
+    release = Release(strength=1.0, validation_ess=None, required_ess=None)
+    if manifest.evidence is EvidenceLevel.PROPENSITIES:
+        n_validation, n_test = (open_log(split / name).manifest.n_requests for name in (VALIDATION, TEST))
+        floor = ess_floor(n_test, at_least=config.gate.ess_floor_requests, share=config.gate.ess_floor_share)
+        required = min(1.0, config.evaluation.ess_margin * floor / n_test)
+        choice = choose_strength(policy, validation, required)
+        release = Release(
+            strength=choice.strength,
+            validation_ess=choice.ess_share * n_validation,
+            required_ess=required * n_validation,
+        )
+    _save(config, policy, stored.vocabulary, POLICY, out)
+    (out / "release.json").write_text(release.model_dump_json())
+    _write_curves(
+        out,
+        [
+            Curve(
+                name="REINFORCE in the world model",
+                x="step",
+                y="reward of a session",
+                values=tuple(step.mean_session_reward for step in training.history),
+            ),
+            Curve(
+                name="distance to the logging policy",
+                x="step",
+                y="nats (Rényi 2)",
+                values=tuple(step.divergence for step in training.history),
+            ),
+        ],
+    )
+
+
+@stage("baseline", "cem", "candidates", "slate_size")
+def train_baseline(config: LoopConfig, split: Path, world: Path, out: Path, progress: Progress) -> None:
+    """Tune one constant vector of ranking weights by CEM, in the same world model."""
+    stored = load_user_model(world)
+    train = SessionReader(open_log(split / TRAIN), stored.vocabulary)
+    policy = _new_policy(config, stored, train, RankingPolicy)
+    environment = _world_model(config, stored, train)
+    training = train_cem(policy, environment, torch.arange(environment.n_users), config.cem, config.seed, progress)
+    _save(config, policy, stored.vocabulary, BASELINE, out)
+    _write_curves(
+        out,
+        [Curve(name="CEM in the world model", x="iteration", y="reward of a session (elite)", values=training.history)],
+    )
+
+
+class Estimates(BaseModel):
+    """What the estimation stage leaves in `estimates.json`."""
+
+    gating: Estimate
+    estimates: tuple[Estimate, ...]
+    ranking: tuple[RankingQuality, ...]
+
+
+@stage("estimates", "candidates", "slate_size")
+def estimate_policies(
+    config: LoopConfig, split: Path, world: Path, policy: Path, baseline: Path, out: Path, progress: Progress
+) -> None:
+    """Off-policy estimates of every policy on the held-out test log, or the reason why there can be none."""
+    log = open_log(split / TEST)
+    estimates: list[Estimate] = []
+    ranking: list[RankingQuality] = []
+    for number, folder in enumerate((policy, baseline)):
+        stored = load_policy(folder)
+        name = stored.description.name
+        progress(f"estimating {name}", number / 2)
+        reader = SessionReader(log, stored.description.vocabulary)
+        estimates.extend(estimate(log, reader, stored.policy, name))
+        if log.manifest.responses == "choice":
+            environment = _world_model(config, load_user_model(world), reader)
+            ranking.append(
+                RankingQuality(policy=name, **asdict(ranking_quality(stored.policy, reader, environment, config.seed)))
+            )
+    gating = next(part for part in estimates if part.policy == POLICY and part.estimand is Estimand.ONE_REQUEST)
+    record = Estimates(gating=gating, estimates=tuple(estimates), ranking=tuple(ranking))
+    (out / "estimates.json").write_text(record.model_dump_json(indent=2))
+
+
+def estimate(log: Log, reader: SessionReader, policy: NeuralSlatePolicy | RankingPolicy, name: str) -> list[Estimate]:
+    """One-request NCIS, which gates, and session and literature NCIS beside it; or why none of them exists."""
+    evidence = log.manifest.evidence
+    if evidence is EvidenceLevel.CLICKS:
+        reason = identify(evidence, np.zeros(1))
+    else:
+        rewards = torch.cat([batch.rewards.double().sum(2)[batch.mask] for batch in reader.batches(1_024)]).numpy()
+        reason = identify(evidence, rewards)
+    if reason is not None:
+        return [NotIdentified(policy=name, estimand=Estimand.ONE_REQUEST, reason=reason)]
+    requests = logged_requests(reader, policy)
+    ratio = RatioAssumption.FULL_SLATE
+    return [
+        estimator(requests, policy=name, ratio=ratio) for estimator in (one_request_ncis, session_ncis, literature_ncis)
+    ]
+
+
+@stage("ab-test", "ab", "source", "candidates", "slate_size", "encoder", "user_model")
+def run_ab(config: LoopConfig, split: Path, policy: Path, baseline: Path, out: Path, progress: Progress) -> None:
+    """Policy against baseline on traffic that neither was trained on.
+
+    The storefront is its own judge. For a real log the judge is a world model of users that nothing else has seen.
+    """
+    treatment, control = load_policy(policy), load_policy(baseline)
+    environment: Environment[object]  # type: ignore[type-var]
+    if isinstance(config.source, storefront.Config):
+        environment = storefront.Storefront(config.source)
+        label = "true simulator"
+        names = pl.Series([f"user-{number:05d}" for number in range(config.source.n_users)])
+    else:
+        _fit_user_model(
+            config, open_log(split / HOLDOUT), open_log(split / VALIDATION), config.seed + 1, out, progress,
+            treatment.description.vocabulary,
+        )  # fmt: skip
+        judge = load_user_model(out)
+        environment = _world_model(config, judge, SessionReader(open_log(split / HOLDOUT), judge.vocabulary))
+        label = "simulated in a world model"
+        names = environment.pool.user_ids
+    generator = torch.Generator().manual_seed(config.seed + 2)
+    users = torch.randint(len(names), (config.ab.sessions,), generator=generator)
+    treated = assign_arm(names.to_list(), salt=config.ab.salt, share=config.ab.treatment_share)[users.numpy()]
+    rewards = np.zeros(len(users))
+    for arm, shown in ((True, treatment.policy), (False, control.policy)):
+        progress("A/B", 0.5 * arm)
+        chosen = users[torch.from_numpy(treated == arm)]
+        sessions = rollout(environment, shown, chosen, generator, config.ab.max_steps)
+        rewards[treated == arm] = sessions.rewards.double().sum((1, 2)).numpy()
+    result = analyze_ab(
+        users.numpy(),
+        rewards,
+        treated,
+        label=label,
+        treatment=treatment.description.name,
+        control=control.description.name,
+        planned_share=config.ab.treatment_share,
+    )
+    (out / "ab.json").write_text(result.model_dump_json(indent=2))
+
+
+@stage("gate", "gate")
+def judge_evidence(
+    config: LoopConfig,
+    checked: Path,
+    split: Path,
+    world: Path,
+    estimates: Path,
+    ab: Path,
+    out: Path,
+    progress: Progress,
+) -> None:
+    """The gate: a pure function of the records that the stages left."""
+    progress("deciding", 0.0)
+    data = DataChecks.model_validate_json((checked / "checks.json").read_bytes())
+    trust = WorldModelTrust.model_validate_json((world / "trust.json").read_bytes())
+    judged = Estimates.model_validate_json((estimates / "estimates.json").read_bytes())
+    evidence = GateEvidence(
+        challenger=judged.gating.policy,
+        champion_policy=None,
+        ab_started=True,
+        ratio_assumption=open_log(split / TEST).manifest.ratio_assumption,
+        data_passed=data.passed,
+        data_text=f"{data.n_requests:,} requests were checked and {data.n_quarantined:,} put aside.",
+        trust=TrustSummary(passed=trust.passed, reasons=trust.reasons),
+        offline=judged.gating,
+        ab=AbResult.model_validate_json((ab / "ab.json").read_bytes()),
+    )
+    (out / "decision.json").write_text(decide(evidence, config.gate).model_dump_json(indent=2))
+
+
+def read_decision(folder: Path) -> Decision:
+    """The decision that a stage left."""
+    return Decision.model_validate_json((folder / "decision.json").read_bytes())
+
+
+def read_curves(folders: Iterable[Path]) -> tuple[Curve, ...]:
+    """Learning curves of several stages."""
+    adapter = TypeAdapter(tuple[Curve, ...])
+    return tuple(curve for folder in folders for curve in adapter.validate_json((folder / CURVES).read_bytes()))
+
+
+def _has_simulator(config: LoopConfig) -> bool:
+    return isinstance(config.source, storefront.Config)
+
+
+def _fit_user_model(
+    config: LoopConfig,
+    train_log: Log,
+    validation_log: Log,
+    seed: int,
+    out: Path,
+    progress: Progress,
+    vocabulary: Vocabulary | None = None,
+) -> None:
+    manifest = train_log.manifest
+    vocabulary = Vocabulary.fit(train_log) if vocabulary is None else vocabulary
+    train, validation = SessionReader(train_log, vocabulary), SessionReader(validation_log, vocabulary)
+    features = vocabulary.item_features(train_log.items())
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        encoder = SessionEncoder(
+            EncoderShape(
+                n_indices=vocabulary.size,
+                n_item_features=features.shape[1],
+                n_context=vocabulary.context_width,
+                reads_slates=manifest.slate_size > 0,
+                config=config.encoder,
+            )
+        )
+        model = UserModel(encoder, manifest.slate_size, manifest.responses)
+    encoder.know_items(features, vocabulary.counts(), count_covisitation(train_log, vocabulary))
+    generator = torch.Generator().manual_seed(seed)
+    training = train_by_likelihood(
+        model, train, validation, config.user_model, vocabulary.counts(), generator, progress
+    )
+    save_user_model(StoredUserModel(model, vocabulary), out)
+    _write_curves(
+        out,
+        [
+            Curve(
+                name=f"user model, {part}",
+                x="pass",
+                y="nats a request",
+                values=tuple(getattr(epoch, part) for epoch in training.history),
+            )
+            for part in ("train", "validation")
+        ],
+    )
+
+
+def _new_policy(config: LoopConfig, stored: StoredUserModel, train: SessionReader, kind: type[P]) -> P:
+    """An untrained policy over the user model's encoder, its features standardised on training requests."""
+    encoder = stored.user_model.encoder
+    slate_size = train.log.manifest.slate_size or config.slate_size
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        policy = kind(RequestFeatures(encoder), slate_size)
+    batch = next(train.batches(4_096, torch.Generator().manual_seed(config.seed)))
+    state = encoder.states(batch).select(batch.mask.flatten())
+    requests = batch.requests().select(batch.mask.flatten())
+    if requests.candidates.shape[1] == 0:
+        environment = _world_model(config, stored, train)
+        opened = environment.reset(torch.arange(min(2_048, environment.n_users)), torch.Generator().manual_seed(0))
+        state, requests = environment.session(opened), environment.observe(opened)
+    policy.features.fit(state, requests, stored.vocabulary.counts())
+    return policy
+
+
+def _fit_behavior(
+    config: LoopConfig, policy: NeuralSlatePolicy, train: SessionReader, progress: Progress
+) -> tuple[float, ...]:
+    if train.log.manifest.evidence is EvidenceLevel.CLICKS:
+        return ()
+    generator = torch.Generator().manual_seed(config.seed)
+    return train_behavior(policy, train, config.behavior, generator, progress).history
+
+
+def _world_model(config: LoopConfig, stored: StoredUserModel, reader: SessionReader) -> WorldModel:
+    manifest = reader.log.manifest
+    return WorldModel(
+        stored.user_model,
+        next(reader.tables()),
+        manifest.reward,
+        manifest.slate_size or config.slate_size,
+        config.candidates,
+        stored.vocabulary.counts(),
+    )
+
+
+def _judge_world_model(
+    config: LoopConfig,
+    world: WorldModel,
+    behavior: NeuralSlatePolicy | RankingPolicy,
+    vocabulary: Vocabulary,
+    test: SessionReader,
+    discriminator_accuracy: float | None,
+) -> WorldModelTrust:
+    model = world.user_model
+    generator = torch.Generator().manual_seed(config.seed)
+    users = torch.randint(world.n_users, (config.trust.sessions,), generator=generator)
+    generated = rollout(world, behavior, users, generator, config.ab.max_steps)
+    likelihood = evaluate_likelihood(model, test, config.user_model.batch_sessions)
+    return judge_trust(
+        click_nats=likelihood.per_click,
+        baseline=baseline_nats(model, test, vocabulary.counts()),
+        calibrations=response_calibrations(model, test, config.user_model.batch_sessions),
+        sessions=compare_sessions(list(test.batches(1_024)), generated, with_reward=test.log.manifest.slate_size > 0),
+        discriminator_accuracy=discriminator_accuracy,
+        config=config.trust,
+    )
+
+
+def _load_discriminator(stored: StoredUserModel, folder: Path) -> Discriminator:
+    with torch.random.fork_rng():
+        discriminator = Discriminator(stored.user_model.encoder)
+    discriminator.load_state_dict(torch.load(folder / "discriminator.pt", weights_only=True))
+    return discriminator.eval()
+
+
+def _save(
+    config: LoopConfig, policy: NeuralSlatePolicy | RankingPolicy, vocabulary: Vocabulary, name: str, out: Path
+) -> None:
+    description = PolicyDescription(name=name, loop=config.loop, shape=shape_of(policy), vocabulary=vocabulary)
+    save_policy(StoredPolicy(description, policy), out)
+
+
+def _write_curves(out: Path, curves: list[Curve]) -> None:
+    (out / CURVES).write_bytes(TypeAdapter(list[Curve]).dump_json(curves, indent=2))

@@ -1,0 +1,128 @@
+"""Stages as Prefect tasks: each takes and returns `StageRef`s, and is computed only where no finished one can be reused."""
+
+import os
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import cast
+from uuid import UUID
+
+from prefect import task
+from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
+from prefect.cache_policies import CacheKeyFnPolicy
+
+from components.errors import InputError
+from components.world_model.training import Progress
+from flows.config import LoopConfig
+from flows.lineage import code_digest, lock_digest
+from flows.stage_store import Stage, StageRef, StageStore, progress_sink, stage_key
+
+#: Seconds between two updates of a progress artifact.
+ARTIFACT_INTERVAL = 2.0
+
+
+def require_writable(folder: Path, setting: str) -> None:
+    """Make a folder, or say which setting names another one.
+
+    Raises:
+        InputError: it cannot be made or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be made: {error.strerror}; choose another folder with {setting}") from None
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"{folder}: cannot be written; choose another folder with {setting}")
+
+
+@dataclass
+class Run:
+    """One pass of the loop: its configuration, where its stages lie, and which of them were reused."""
+
+    config: LoopConfig
+    store: StageStore
+    folder: Path
+    fresh: bool
+    started: datetime
+    stages: dict[str, StageRef]
+    reused: list[str]
+
+    @classmethod
+    def open(cls, config: LoopConfig, home: Path, runs: Path, *, fresh: bool) -> "Run":
+        """A new run.
+
+        Raises:
+            InputError: the folder of runs, or the one of stages, cannot be written.
+        """
+        require_writable(runs, "--out")
+        require_writable(home, "SLATELOOP_HOME")
+        started = datetime.now(UTC)
+        name = f"{config.loop}-{started:%Y%m%d-%H%M%S}-{os.getpid()}"
+        return cls(config, StageStore(home.resolve() / "stages"), runs.resolve() / name, fresh, started, {}, [])
+
+    def __call__(self, stage: Stage, **upstream: StageRef) -> StageRef:
+        """Reuse or compute a stage; `upstream` are the stages that it reads, by role."""
+        settings = self.config.model_dump(mode="json", include=set(stage.settings))
+        key = stage_key(stage.name, settings, upstream, code_digest(), lock_digest())
+        reuse = self.store.is_complete(stage.name, key) and not self.fresh
+        if reuse:
+            self.reused.append(stage.name)
+            progress_sink.get()(stage.name, "reused", 1.0)
+        ref = run_stage.with_options(name=stage.name, refresh_cache=not reuse)(
+            key, upstream, _Work(stage, self.config, self.store, reuse)
+        )
+        self.stages[stage.name] = ref
+        return ref
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What a task needs to compute its stage; never part of its key."""
+
+    stage: Stage
+    config: LoopConfig
+    store: StageStore
+    reuse: bool
+
+
+@task(
+    persist_result=True,
+    result_serializer="json",
+    cache_policy=CacheKeyFnPolicy(cache_key_fn=lambda context, parameters: str(parameters["key"])),
+)
+def run_stage(key: str, upstream: dict[str, StageRef], work: _Work) -> StageRef:
+    """The manifest on disk decides what is reused; Prefect's cache, with the same key, mirrors it."""
+    stage = work.stage
+    if work.reuse:
+        return StageRef(path=work.store.folder(stage.name, key), digest=key)
+    started = time.monotonic()
+    folders = {role: ref.path for role, ref in upstream.items()}
+
+    def compute(out: Path) -> None:
+        stage.compute(work.config, **folders, out=out, progress=_progress(stage.name))
+
+    ref = work.store.write(stage.name, key, compute, {role: item.digest for role, item in upstream.items()})
+    progress_sink.get()(stage.name, f"done in {time.monotonic() - started:.0f} s", 1.0)
+    return ref
+
+
+def _progress(name: str) -> Progress:
+    """Progress of a stage: to the terminal each time, to Prefect's artifact every other second."""
+    sink = progress_sink.get()
+    artifact = cast(UUID, create_progress_artifact(progress=0.0, key=f"{name}-progress"))
+    last = time.monotonic()
+
+    def progress(message: str, share: float) -> None:
+        nonlocal last
+        sink(name, message, share)
+        if share >= 1.0 or time.monotonic() - last > ARTIFACT_INTERVAL:
+            update_progress_artifact(artifact, progress=100.0 * share)
+            last = time.monotonic()
+
+    return progress
+
+
+def publish(name: str, markdown: str) -> None:
+    """The one artifact of a stage, for whoever looks at the run in Prefect."""
+    create_markdown_artifact(markdown, key=name)

@@ -1,0 +1,460 @@
+import re
+from datetime import UTC, datetime
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from components.errors import InputError
+from components.evaluation.policy_value import Estimand, NotIdentified, PolicyValue
+from components.evaluation.world_model_trust import Calibration, GeneratedAgainstReal, WorldModelTrust
+from components.experiment.ab import AbResult
+from components.experiment.evidence import GateEvidence, TrustSummary
+from components.experiment.gate import Decision, GateConfig, decide
+from components.interactions.contract import RatioAssumption
+from components.validation.checks import BadRow, DataChecks
+from components.validation.data_docs import ExpectationResult
+from flows.config import LoopConfig
+from flows.numbers import duration, interval, number, share
+from flows.report import write_report
+from flows.run_record import Curve, Evidence, Lineage, RankingQuality, Release, RunSummary, SplitSummary
+from flows.terminal import decision_panel, runs_table
+
+CLICKS_ONLY = "The log holds clicks only and not the slates that were shown, so no other policy can be judged on it."
+
+
+def policy_value(
+    policy: str, estimator: str, estimand: Estimand, value: float, half_width: float | None
+) -> PolicyValue:
+    logged = 1.62 if estimand is Estimand.SESSION else 0.4031
+    n = 5_984 if estimand is Estimand.SESSION else 24_310
+    claimed = half_width is not None
+    width = half_width or 0.0
+    return PolicyValue(
+        policy=policy,
+        estimator=estimator,
+        estimand=estimand,
+        ratio=RatioAssumption.FULL_SLATE,
+        value=value,
+        lower=value - width if claimed else None,
+        upper=value + width if claimed else None,
+        confidence=0.95,
+        effective_sample_size=212.4 if estimand is Estimand.SESSION else 1_893.6,
+        n_requests=24_310,
+        n_units=n,
+        n_users=4_120,
+        cap=155.92,
+        cap_share=0.0004,
+        max_weight=155.92,
+        mean_weight=0.991,
+        mean_weight_lower=0.957 if claimed else None,
+        mean_weight_upper=1.025 if claimed else None,
+        behavior_value=logged,
+        difference=value - logged,
+        difference_lower=value - logged - 0.8 * width if claimed else None,
+        difference_upper=value - logged + 0.8 * width if claimed else None,
+        propensities_estimated=False,
+        interval="user-clustered delta method" if claimed else "none",
+    )
+
+
+TRUST = WorldModelTrust(
+    click_nats=0.3312,
+    baseline_nats=0.3641,
+    baseline="click rate of each position",
+    calibrations=(
+        Calibration(
+            response="clicks",
+            predicted=(0.02, 0.05, 0.08, 0.11, 0.15, 0.19, 0.24, 0.3, 0.37, 0.49),
+            observed=(0.019, 0.052, 0.077, 0.113, 0.151, 0.186, 0.243, 0.31, 0.362, 0.5),
+            error=0.0042,
+            n=52_310,
+        ),
+        Calibration(
+            response="purchases", predicted=(0.05, 0.12, 0.2), observed=(0.04, 0.13, 0.22), error=0.013, n=8_201
+        ),
+        Calibration(
+            response="leaving", predicted=(0.11, 0.2, 0.26, 0.4), observed=(0.1, 0.22, 0.25, 0.43), error=0.018, n=9_100
+        ),
+    ),
+    sessions=(
+        GeneratedAgainstReal(
+            quantity="requests of a session", real=4.03, generated=4.19, gap=0.0397, standard_error=0.011
+        ),
+        GeneratedAgainstReal(
+            quantity="reward of a session", real=1.62, generated=1.59, gap=-0.0185, standard_error=0.02
+        ),
+    ),
+    discriminator_accuracy=0.534,
+    passed=True,
+    reasons=(
+        "Held-out clicks cost 0.331 nats; by click rate of each position alone they cost 0.364.",
+        "Predicted clicks are off by 0.004 on average (limit 0.03).",
+        "Generated sessions differ by +4.0% in requests of a session (real 4.03, limit 15%).",
+    ),
+)
+AB = AbResult(
+    label="true simulator",
+    treatment="reinforce",
+    control="cem",
+    treatment_users=10_031,
+    control_users=9_969,
+    treatment_sessions=10_031,
+    control_sessions=9_969,
+    planned_share=0.5,
+    treatment_mean=1.913,
+    control_mean=1.792,
+    difference=0.121,
+    lower=0.061,
+    upper=0.181,
+    confidence=0.95,
+    relative_difference=0.121 / 1.792,
+    sample_ratio_p_value=0.661,
+    minimum_detectable_effect=0.0858,
+    conclusive=True,
+)
+CHECKS = DataChecks(
+    n_requests=97_214,
+    n_sessions=24_000,
+    n_users=7_611,
+    n_items=240,
+    n_quarantined=7,
+    quarantine_reasons={"slate_repeats_an_item": 2, "session_of_a_bad_row": 5},
+    examples=(
+        BadRow(
+            rule="slate_repeats_an_item",
+            request_id="session-000012-1",
+            seen="slate = ['item-007', 'item-007', 'item-031', 'item-101']",
+            expected="each item at most once in the slate",
+        ),
+    ),
+    expectations=(
+        ExpectationResult(
+            name="Enough requests are accepted",
+            metric="accepted_requests",
+            success=True,
+            observed=97_207.0,
+            expected="at least 100",
+            severity="error",
+        ),
+        ExpectationResult(
+            name="Candidates are mostly known",
+            metric="null_share.candidates",
+            success=False,
+            observed=0.61,
+            expected="at most 0.5",
+            severity="warning",
+        ),
+    ),
+    profile={"mean_session_length": 4.0505, "click_rate": 0.0911, "reward_range": 14.0},
+    passed=True,
+)
+LINEAGE = Lineage(
+    run="20260401-120000-shop",
+    started=datetime(2026, 4, 1, 12, tzinfo=UTC),
+    config=LoopConfig(),
+    data_digest="3f5a" * 16,
+    dvc_digest=None,
+    code_digest="9c01" * 16,
+    lock_digest="77be" * 16,
+    commit="f438ef6a0d2b5a4c7a2f0e1d9b8c7a6f5e4d3c2b+changes",
+    seed=0,
+    threads=1,
+    stages={"import": "a1" * 32, "validation": "b2" * 32, "world-model": "c3" * 32, "policy": "d4" * 32},
+    reused=("import", "validation"),
+    policy_digest="51dd" * 16,
+    policy_tag="shop-policy:k3jx5lq2",
+    bento_tag="recommender:m2n4b6v8",
+)
+ONE_REQUEST = policy_value("reinforce", "one-request NCIS", Estimand.ONE_REQUEST, 0.4466, 0.0121)
+IDENTIFIED = Evidence(
+    loop="shop",
+    source="storefront",
+    limits=("The shop is simulated: its true values are known, and say nothing about a real shop.",),
+    evidence_level="propensities",
+    ratio_assumption="cascade",
+    reward="weighted-feedback, version 1: 1 × clicked + 3 × purchased",
+    data=CHECKS,
+    splits=(SplitSummary(name="train", n_requests=48_000, n_sessions=11_900),),
+    trust=TRUST,
+    curves=(
+        Curve(name="user model, train", x="pass", y="nats a request", values=(1.61, 1.5, 1.44, 1.41, 1.4)),
+        Curve(name="user model, validation", x="pass", y="nats a request", values=(1.6, 1.52, 1.47, 1.46, 1.46)),
+        Curve(name="discriminator", x="round", y="accuracy (0.5: cannot tell)", values=(0.61, 0.534)),
+        Curve(
+            name="REINFORCE in the world model",
+            x="step",
+            y="reward of a session",
+            values=tuple(1.6 + 0.4 * (1 - 0.95**step) + 0.02 * (-1) ** step for step in range(60)),
+        ),
+    ),
+    releases={"reinforce": Release(strength=0.75, validation_ess=1_130.2, required_ess=750.0)},
+    gating=ONE_REQUEST,
+    estimates=(
+        ONE_REQUEST,
+        policy_value("reinforce", "session NCIS", Estimand.SESSION, 1.84, 0.31),
+        policy_value("reinforce", "literature NCIS", Estimand.SESSION_AVERAGE, 0.4188, None),
+        policy_value("cem", "one-request NCIS", Estimand.ONE_REQUEST, 0.4247, 0.0098),
+        policy_value("cem", "session NCIS", Estimand.SESSION, 1.73, 0.22),
+        policy_value("cem", "literature NCIS", Estimand.SESSION_AVERAGE, 0.4107, None),
+    ),
+    ab=AB,
+    seconds={"import": 21.3, "validation": 9.42, "world-model": 92.0, "policy": 61.8},
+)
+NOT_IDENTIFIED = IDENTIFIED.model_copy(
+    update={
+        "source": "sessions",
+        "evidence_level": "clicks",
+        "limits": ("No slates were recorded.", "Sessions stand in for users."),
+        "gating": NotIdentified(policy="reinforce", estimand=Estimand.ONE_REQUEST, reason=CLICKS_ONLY),
+        "estimates": (),
+        "ranking": (RankingQuality(policy="reinforce", hit_rate_1=0.091, hit_rate_10=0.403, n_requests=20_114),),
+        "releases": {"reinforce": Release(strength=1.0, validation_ess=None, required_ess=None)},
+        "ab": AB.model_copy(update={"label": "simulated in a world model", "lower": -0.03, "conclusive": False}),
+    }
+)
+
+
+def decision_on(evidence: Evidence) -> Decision:
+    return decide(
+        GateEvidence(
+            challenger=evidence.gating.policy,
+            champion_policy=None,
+            ab_started=True,
+            ratio_assumption=RatioAssumption(evidence.ratio_assumption),
+            data_passed=evidence.data.passed,
+            trust=TrustSummary(passed=evidence.trust.passed, reasons=evidence.trust.reasons),
+            offline=evidence.gating,
+            ab=evidence.ab,
+        ),
+        GateConfig(),
+    )
+
+
+class Reader(HTMLParser):
+    """A page as a browser reads it: the text, the places it refers to, the ids, and the elements."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.text, self.references, self.ids, self.tags = "", [], [], []
+        self.feed(page)
+        self.text = " ".join(self.text.split())
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        for name, value in attributes:
+            if name.endswith(("src", "href", "srcset", "action", "data")):
+                self.references.append(value)
+            if name == "id":
+                self.ids.append(value)
+
+    def handle_data(self, text: str) -> None:
+        self.text += text
+
+
+def written(evidence: Evidence, folder: Path) -> str:
+    out = folder / "report.html"
+    write_report(evidence, decision_on(evidence), LINEAGE, out)
+    return out.read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module", params=["identified", "not identified"])
+def evidence(request: pytest.FixtureRequest) -> Evidence:
+    return IDENTIFIED if request.param == "identified" else NOT_IDENTIFIED
+
+
+@pytest.fixture(scope="module")
+def page(evidence: Evidence, tmp_path_factory: pytest.TempPathFactory) -> str:
+    return written(evidence, tmp_path_factory.mktemp("report"))
+
+
+def test_the_two_cases_are_a_promotion_and_a_hold() -> None:
+    assert [decision_on(case).outcome.value for case in (IDENTIFIED, NOT_IDENTIFIED)] == ["promote", "hold"]
+
+
+def test_the_page_refers_to_nothing_outside_its_run_folder(page: str) -> None:
+    reader = Reader(page)
+    outward = [place for place in reader.references if not place.startswith("#")]
+    assert outward == ["data_docs/index.html"]
+    assert not re.search(r"url\((?!#)|@import", page)
+    assert {"script", "link", "iframe"}.isdisjoint(reader.tags)
+
+
+def test_the_page_is_small(page: str) -> None:
+    assert len(page.encode()) < 1_500_000
+
+
+def test_ids_are_unique_and_references_within_the_page_lead_somewhere(page: str) -> None:
+    reader = Reader(page)
+    assert len(set(reader.ids)) == len(reader.ids)
+    inward = [place.removeprefix("#") for place in reader.references if place.startswith("#")]
+    inward += re.findall(r"url\(#([^)]+)\)", page)
+    assert set(inward) <= set(reader.ids)
+
+
+def test_the_decision_comes_before_the_data_checks(page: str, evidence: Evidence) -> None:
+    text = Reader(page.split("</style>")[1]).text
+    decision = text.index(decision_on(evidence).outcome.value.upper())
+    assert decision < text.index("What this log can and cannot tell") < text.index("Rows put aside")
+
+
+def test_the_title_names_loop_and_decision(page: str, evidence: Evidence) -> None:
+    title = re.search("<title>(.*)</title>", page)
+    assert title is not None
+    assert evidence.loop in title[1]
+    assert decision_on(evidence).outcome.value.upper() in title[1]
+
+
+def test_every_reason_is_on_the_page_with_a_sign_that_is_no_color(page: str, evidence: Evidence) -> None:
+    text = Reader(page).text
+    for reason in decision_on(evidence).reasons:
+        sign = (
+            "✓ passed" if reason.passed else "✗ stands against" if reason.allows == "hold" else "▲ limits to a canary"
+        )
+        assert f"{sign} {reason.check}{reason.text}" in text
+
+
+def test_limits_trust_and_quarantine_are_on_the_page(page: str, evidence: Evidence) -> None:
+    text = Reader(page).text
+    for sentence in (*evidence.limits, *evidence.trust.reasons, "session-000012-1", "Candidates are mostly known"):
+        assert sentence in text
+
+
+def test_what_stands_against_a_decision_comes_before_what_passed(tmp_path: Path) -> None:
+    text = Reader(written(NOT_IDENTIFIED, tmp_path)).text
+    assert text.index("✗ stands against") < text.index("▲ limits to a canary") < text.index("✓ passed")
+
+
+def test_where_nothing_is_identified_a_reason_and_hit_rates_take_the_place_of_the_plot(tmp_path: Path) -> None:
+    page = written(NOT_IDENTIFIED, tmp_path)
+    text = Reader(page).text
+    assert f"No estimate exists for reinforce. {CLICKS_ONLY}" in text
+    assert "40.3 %" in text
+    assert "forest-" not in page
+
+
+def test_an_estimate_stands_with_estimand_sample_size_floor_and_cap_share(tmp_path: Path) -> None:
+    page = written(IDENTIFIED, tmp_path)
+    text = Reader(page).text
+    assert "0.4466 (0.4345 to 0.4587)" in text
+    assert "ESS 1,894, floor 500; < 0.1 % cut to the cap" in text
+    assert "ESS 212, below the floor of 500" in text
+    assert "0.4188 (no interval claimed)" in text
+    assert [f'aria-label="Estimated reward per {unit}' in page for unit in ("request", "session")] == [True, True]
+
+
+def test_text_of_users_is_escaped(tmp_path: Path) -> None:
+    hostile = "<script>alert(1)</script> & $x"
+    evidence = IDENTIFIED.model_copy(
+        update={
+            "limits": (hostile,),
+            "reward": hostile,
+            "source": hostile,
+            "curves": (Curve(name=hostile, x=hostile, y=hostile, values=(1.0, 2.0)),),
+            "estimates": (policy_value(hostile, "one-request NCIS", Estimand.ONE_REQUEST, 0.4, 0.1),),
+            "ab": AB.model_copy(update={"control": hostile}),
+        }
+    )
+    reader = Reader(written(evidence, tmp_path))
+    assert "script" not in reader.tags
+    assert hostile in reader.text
+
+
+def test_the_same_records_give_the_same_bytes(tmp_path: Path, evidence: Evidence, page: str) -> None:
+    assert written(evidence, tmp_path) == page
+
+
+def test_a_run_without_estimates_curves_and_ab_has_a_page(tmp_path: Path) -> None:
+    bare = NOT_IDENTIFIED.model_copy(
+        update={
+            "ranking": (),
+            "curves": (),
+            "ab": None,
+            "releases": {},
+            "splits": (),
+            "seconds": {},
+            "trust": TRUST.model_copy(update={"calibrations": (), "sessions": (), "discriminator_accuracy": None}),
+        }
+    )
+    assert "There was no A/B." in Reader(written(bare, tmp_path)).text
+
+
+def test_flat_and_empty_curves_and_certain_predictions_can_be_drawn(tmp_path: Path) -> None:
+    never = Calibration(response="purchases", predicted=(0.0,), observed=(0.0,), error=0.0, n=3)
+    odd = IDENTIFIED.model_copy(
+        update={
+            "curves": (
+                Curve(name="empty", x="step", y="nats", values=()),
+                Curve(name="flat", x="step", y="nats", values=(1.0,)),
+            ),
+            "trust": TRUST.model_copy(update={"calibrations": (never,)}),
+        }
+    )
+    assert "empty has no steps" in Reader(written(odd, tmp_path)).text
+
+
+def test_a_page_replaces_an_older_one_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "report.html").write_text("older")
+    assert written(IDENTIFIED, tmp_path).startswith("<!doctype html>")
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_a_page_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"missing/report\.html: cannot be written"):
+        write_report(IDENTIFIED, decision_on(IDENTIFIED), LINEAGE, tmp_path / "missing" / "report.html")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (number(24_310), "24,310"),
+        (number(0.44661), "0.4466"),
+        (number(-0.0215, 3, signed=True), "−0.0215"),
+        (number(0.121, 3, signed=True), "+0.121"),
+        (number(0.0, signed=True), "0"),
+        (number(0.00001234, 2), "1.2e−05"),
+        (number(float("nan")), "nan"),
+        (interval(None, 1.0), "none claimed"),
+        (interval(0.5, 1.25), "0.5000 to 1.250"),
+        (share(0.0004), "< 0.1 %"),
+        (share(0.0397, signed=True), "+4.0 %"),
+        (share(-0.0188, signed=True), "−1.9 %"),
+        (share(1.0), "100 %"),
+        (duration(0.42), "0.4 s"),
+        (duration(92), "1 min 32 s"),
+        (duration(3_840), "1 h 04 min"),
+    ],
+)
+def test_numbers_read_as_people_write_them(text: str, expected: str) -> None:
+    assert text.replace("\N{NO-BREAK SPACE}", " ") == expected
+
+
+@pytest.mark.parametrize("width", [40, 120])
+def test_the_terminal_shows_outcome_reasons_and_report(width: int) -> None:
+    decision = decision_on(NOT_IDENTIFIED)
+    console = Console(width=width, record=True, file=None, force_terminal=False, quiet=False)
+    with console.capture() as capture:
+        console.print(decision_panel(decision, Path("runs/[bold]/report.html")))
+    text = capture.get()
+    squeezed = re.sub(r"[\s│]", "", text)
+    assert "■ HOLD" in text
+    assert CLICKS_ONLY.replace(" ", "") in squeezed
+    assert "Report:runs/[bold]/report.html" in squeezed
+    assert all(reason.check.replace(" ", "") in squeezed for reason in decision.reasons)
+    assert max(map(len, text.splitlines())) <= width
+
+
+@pytest.mark.parametrize("width", [40, 120])
+def test_the_table_of_runs_keeps_every_outcome_and_run(width: int) -> None:
+    started = datetime(2026, 4, 1, 12, tzinfo=UTC)
+    outcomes = ("hold", "canary", "promote")
+    runs = [
+        RunSummary(run=f"run-{outcome}", loop="shop", source="storefront", started=started, outcome=outcome, folder=".")
+        for outcome in outcomes
+    ]
+    console = Console(width=width)
+    with console.capture() as capture:
+        console.print(runs_table(runs))
+    assert all(outcome.upper() in capture.get() for outcome in outcomes)
+    assert max(map(len, capture.get().splitlines())) <= width
