@@ -1,4 +1,4 @@
-"""Versions of `data/` with DVC: a run adds to the cache and never touches git; `slateloop data pin` writes `data.dvc`."""
+"""Versions of `data/` with DVC: a run adds to the cache alone, `slateloop data pin` writes `data.dvc`."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ def add_to_cache(folder: Path) -> str | None:
     from dvc.repo import Repo
     from dvc_data.hashfile.build import build
     from dvc_data.hashfile.transfer import transfer
-    from dvc_objects.fs import localfs
+    from dvc_objects.fs.local import localfs
 
     try:
         repo = Repo(str(folder.resolve().parent))

@@ -47,7 +47,7 @@ _STYLE: dict[Any, Any] = {
     "xtick.labelsize": 8.5,
     "ytick.labelsize": 8.5,
 }
-_NAME_LENGTH = 26
+_NAME_LENGTH = 22
 
 
 @dataclass(frozen=True)
@@ -75,11 +75,12 @@ def forest(estimates: Sequence[PolicyValue], *, challenger: str, gate: GateConfi
     """
     estimand = estimates[0].estimand
     n = len(estimates)
-    top, bottom, row = 0.42, 0.55, 0.56
+    top, bottom, row = 0.4, 0.5, 0.56
     height = top + n * row + bottom
     with _canvas(_WIDTH, height) as canvas:
-        axes = canvas.add_axes((0.2, bottom / height, 0.42, n * row / height))
+        axes = canvas.add_axes((0.235, bottom / height, 0.365, n * row / height))
         axes.set(ylim=(n - 0.5, -0.5), yticks=[], xlabel=f"Reward per {_unit(estimand)}")
+        axes.locator_params(axis="x", nbins=6)
         axes.spines["left"].set_visible(False)
         logged = estimates[0].behavior_value
         axes.axvline(logged, color=_QUIET, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
@@ -118,10 +119,10 @@ def _weight_text(estimate: PolicyValue, gate: GateConfig) -> str:
     if floor is None:
         verdict = "never gates"
     elif size < floor:
-        verdict = f"below the floor of {number(floor)}"
+        verdict = f"below its floor {number(floor)}"
     else:
         verdict = f"floor {number(floor)}"
-    return f"ESS {size:,.0f}, {verdict}; {share(estimate.cap_share)} cut to the cap"
+    return f"ESS {size:,.0f}, {verdict}; {share(estimate.cap_share)} capped"
 
 
 def _forest_caption(estimates: Sequence[PolicyValue]) -> str:
@@ -161,7 +162,7 @@ def calibrations(parts: Sequence[Calibration]) -> Figure:
 
 
 def learning_curves(curves: Sequence[Curve]) -> Figure:
-    """Small multiples, one panel for each curve, with its last value written at its end."""
+    """Small multiples, one panel for each curve."""
     from matplotlib.ticker import MaxNLocator
 
     columns = min(3, len(curves))
@@ -171,7 +172,7 @@ def learning_curves(curves: Sequence[Curve]) -> Figure:
             steps = range(1, len(curve.values) + 1)
             axes.plot(steps, curve.values, color=_ACCENT, linewidth=1.4, marker="o" if len(steps) < 15 else "", ms=3)
             axes.set_title(textwrap.shorten(curve.name, 42, placeholder="…"), loc="left")
-            axes.set(xlabel=curve.x, ylabel=textwrap.fill(curve.y, 26))
+            axes.set(xlabel=curve.x, ylabel=textwrap.fill(curve.y, 28))
             axes.locator_params(axis="y", nbins=4)
             axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
             axes.grid(axis="y", color=_FAINT, linewidth=0.6)

@@ -24,11 +24,12 @@ def interval(lower: float | None, upper: float | None, digits: int = 4, *, signe
 
 
 def share(value: float, *, signed: bool = False) -> str:
-    """A share in percent with one decimal; less than that is said to be less, and not rounded to nothing."""
+    """A share in percent: whole ones as they are, others with a decimal; less than that is said to be less."""
     sign = "+" if signed and value else ""
     if 0 < value < 0.001:
         return f"<{_SPACE}{sign}0.1{_SPACE}%"
-    percent = f"{value * 100:{sign}.{0 if value in (0, 1) else 1}f}"
+    whole = math.isclose(value * 100, round(value * 100), rel_tol=1e-9)
+    percent = f"{value * 100:{sign}.{0 if whole else 1}f}"
     return f"{percent}{_SPACE}%".replace("-", "−")
 
 

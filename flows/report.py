@@ -129,20 +129,20 @@ def _summary(evidence: Evidence, decision: Decision) -> str:
     policy, n = evidence.gating.policy, len(decision.reasons)
     deciding = [reason.check for reason in decision.reasons if not reason.passed and reason.allows is decision.outcome]
     if decision.outcome is Outcome.HOLD:
-        stand = "check stands" if len(deciding) == 1 else "checks stand"
-        return (
-            f"The policy “{policy}” does not serve: {len(deciding)} of {n} {stand} against it ({', '.join(deciding)})."
-        )
+        stand = "stands" if len(deciding) == 1 else "stand"
+        return f"The policy “{policy}” does not serve: {len(deciding)} of {n} checks {stand} against it ({', '.join(deciding)})."
     if decision.outcome is Outcome.CANARY:
         return (
             f"The policy “{policy}” may serve a small share of users, compared with what serves now; what keeps it "
             f"from more is: {', '.join(deciding)}."
         )
     gain = ""
-    if evidence.ab and evidence.ab.relative_difference is not None:
+    if evidence.ab:
+        relative = evidence.ab.relative_difference
+        percent = "" if relative is None else f" ({share(relative, signed=True)})"
         gain = (
-            f", and in the A/B its sessions earned {share(evidence.ab.relative_difference, signed=True)} against "
-            f"“{evidence.ab.control}”"
+            f", and in the A/B each of its sessions earned {number(evidence.ab.difference, 3)} more{percent} than those "
+            f"of “{evidence.ab.control}”"
         )
     return f"The policy “{policy}” may take the champion's place: all {n} checks passed{gain}."
 

@@ -70,12 +70,12 @@ def leave_run_folder(run: Run, *, version: StageRef, package: StageRef, referenc
         staging.mkdir(parents=True)
         for name, record in (("evidence", evidence), ("decision", decision), ("lineage", lineage), ("run", summary)):
             (staging / f"{name}.json").write_text(record.model_dump_json(indent=2) + "\n")
-        for source, folder in (
+        for source, name in (
             (stages["validate"] / "data_docs", "data_docs"),
             (stages["validate"] / "quarantine", "quarantine"),
             (reference.path, "drift_reference"),
         ):
-            shutil.copytree(source, staging / folder, ignore=shutil.ignore_patterns(MANIFEST))
+            shutil.copytree(source, staging / name, ignore=shutil.ignore_patterns(MANIFEST))
         for stage, name in (("policy", POLICY), ("baseline", BASELINE)):
             folder = staging / "policies" / name
             folder.mkdir(parents=True)

@@ -130,4 +130,4 @@ class RunSummary(BaseModel):
 
 def outcome_of(decision: Decision) -> Literal["hold", "canary", "promote"]:
     """The decision's outcome as a word."""
-    return decision.outcome.value  # type: ignore[return-value]
+    return decision.outcome.value

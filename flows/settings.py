@@ -45,6 +45,8 @@ def prepare_environment(settings: PlatformSettings) -> None:
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
+    # Prefect warns while it is imported where its folder is missing.
+    Path(os.environ["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)
     # `bentoml build` looks for uv on the PATH; it was installed beside this interpreter.
     scripts = str(Path(sys.executable).parent)
     if scripts not in os.environ.get("PATH", "").split(os.pathsep):

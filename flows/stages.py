@@ -1,17 +1,19 @@
 """What each stage of the loop computes: folders in, one folder out. Nothing here knows of Prefect.
 
-A stage is a function of its upstream folders, the configuration and a seed; whatever it writes into `out` is its result.
+A stage is a function of its upstream folders and the configuration; whatever it writes into `out` is its result.
 """
 
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import polars as pl
 import torch
+from jaxtyping import Bool, Float
 from pydantic import BaseModel, TypeAdapter
+from torch import Tensor
 
 from components.agents.behavior import train_behavior
 from components.agents.cem import train_cem
@@ -36,7 +38,7 @@ from components.evaluation.world_model_trust import (
     judge_trust,
     response_calibrations,
 )
-from components.experiment.ab import AbResult, analyze_ab, assign_arm
+from components.experiment.ab import AbLabel, AbResult, analyze_ab, assign_arm
 from components.experiment.evidence import GateEvidence, TrustSummary
 from components.experiment.gate import Decision, decide
 from components.interactions.batching import SessionReader
@@ -51,11 +53,12 @@ from components.policies.policy_folder import PolicyDescription, StoredPolicy, l
 from components.policies.ranking_policy import NeuralSlatePolicy, RankingPolicy
 from components.policies.request_features import RequestFeatures
 from components.policies.session_encoder import EncoderShape, SessionEncoder
+from components.policies.slate_policy import SlatePolicy
 from components.validation.checks import DataChecks, validate
 from components.world_model.adversarial import train_adversarially
 from components.world_model.discriminator import Discriminator
 from components.world_model.environment import WorldModel
-from components.world_model.training import Progress, evaluate_likelihood, train_by_likelihood
+from components.world_model.training import Epoch, Progress, evaluate_likelihood, train_by_likelihood
 from components.world_model.user_model import UserModel
 from components.world_model.user_model_folder import StoredUserModel, load_user_model, save_user_model
 from flows.config import LoopConfig
@@ -95,7 +98,20 @@ def split_sessions(config: LoopConfig, checked: Path, out: Path, progress: Progr
 @stage("user-model", "encoder", "user_model")
 def fit_user_model(config: LoopConfig, split: Path, out: Path, progress: Progress) -> None:
     """Fit the user model to the training sessions by likelihood."""
-    _fit_user_model(config, open_log(split / TRAIN), open_log(split / VALIDATION), config.seed, out, progress)
+    fitted = _fit_user_model(config, open_log(split / TRAIN), open_log(split / VALIDATION), config.seed, progress)
+    save_user_model(fitted.stored, out)
+    _write_curves(
+        out,
+        [
+            Curve(
+                name=f"user model, {part}",
+                x="pass",
+                y="nats a request",
+                values=tuple(getattr(epoch, part) for epoch in fitted.history),
+            )
+            for part in ("train", "validation")
+        ],
+    )
 
 
 @stage("behavior", "behavior", "candidates", "slate_size")
@@ -268,29 +284,29 @@ def run_ab(config: LoopConfig, split: Path, policy: Path, baseline: Path, out: P
     The storefront is its own judge. For a real log the judge is a world model of users that nothing else has seen.
     """
     treatment, control = load_policy(policy), load_policy(baseline)
-    environment: Environment[object]  # type: ignore[type-var]
+    label: AbLabel
+    environment: Environment[Any]
     if isinstance(config.source, storefront.Config):
         environment = storefront.Storefront(config.source)
         label = "true simulator"
         names = pl.Series([f"user-{number:05d}" for number in range(config.source.n_users)])
     else:
-        _fit_user_model(
-            config, open_log(split / HOLDOUT), open_log(split / VALIDATION), config.seed + 1, out, progress,
+        judge = _fit_user_model(
+            config,
+            open_log(split / HOLDOUT),
+            open_log(split / VALIDATION),
+            config.seed + 1,
+            progress,
             treatment.description.vocabulary,
-        )  # fmt: skip
-        judge = load_user_model(out)
-        environment = _world_model(config, judge, SessionReader(open_log(split / HOLDOUT), judge.vocabulary))
+        ).stored
+        environment = world = _world_model(config, judge, SessionReader(open_log(split / HOLDOUT), judge.vocabulary))
         label = "simulated in a world model"
-        names = environment.pool.user_ids
+        names = world.pool.user_ids
     generator = torch.Generator().manual_seed(config.seed + 2)
     users = torch.randint(len(names), (config.ab.sessions,), generator=generator)
     treated = assign_arm(names.to_list(), salt=config.ab.salt, share=config.ab.treatment_share)[users.numpy()]
-    rewards = np.zeros(len(users))
-    for arm, shown in ((True, treatment.policy), (False, control.policy)):
-        progress("A/B", 0.5 * arm)
-        chosen = users[torch.from_numpy(treated == arm)]
-        sessions = rollout(environment, shown, chosen, generator, config.ab.max_steps)
-        rewards[treated == arm] = sessions.rewards.double().sum((1, 2)).numpy()
+    progress("A/B", 0.5)
+    rewards = _ab_rewards(environment, treatment.policy, control.policy, users, treated, generator, config.ab.max_steps)
     result = analyze_ab(
         users.numpy(),
         rewards,
@@ -301,6 +317,23 @@ def run_ab(config: LoopConfig, split: Path, policy: Path, baseline: Path, out: P
         planned_share=config.ab.treatment_share,
     )
     (out / "ab.json").write_text(result.model_dump_json(indent=2))
+
+
+def _ab_rewards(
+    environment: Environment[Any],
+    treatment: SlatePolicy,
+    control: SlatePolicy,
+    users: Tensor,
+    treated: Bool[np.ndarray, " U"],
+    generator: torch.Generator,
+    max_steps: int,
+) -> Float[np.ndarray, " U"]:
+    """Reward of one session of each user, under the policy of the user's arm."""
+    rewards = np.zeros(len(users))
+    for arm, policy in ((True, treatment), (False, control)):
+        sessions = rollout(environment, policy, users[torch.from_numpy(treated == arm)], generator, max_steps)
+        rewards[treated == arm] = sessions.rewards.double().sum((1, 2)).numpy()
+    return rewards
 
 
 @stage("gate", "gate")
@@ -348,15 +381,20 @@ def _has_simulator(config: LoopConfig) -> bool:
     return isinstance(config.source, storefront.Config)
 
 
+@dataclass(frozen=True)
+class _FittedUserModel:
+    stored: StoredUserModel
+    history: tuple[Epoch, ...]
+
+
 def _fit_user_model(
     config: LoopConfig,
     train_log: Log,
     validation_log: Log,
     seed: int,
-    out: Path,
     progress: Progress,
     vocabulary: Vocabulary | None = None,
-) -> None:
+) -> _FittedUserModel:
     manifest = train_log.manifest
     vocabulary = Vocabulary.fit(train_log) if vocabulary is None else vocabulary
     train, validation = SessionReader(train_log, vocabulary), SessionReader(validation_log, vocabulary)
@@ -378,19 +416,7 @@ def _fit_user_model(
     training = train_by_likelihood(
         model, train, validation, config.user_model, vocabulary.counts(), generator, progress
     )
-    save_user_model(StoredUserModel(model, vocabulary), out)
-    _write_curves(
-        out,
-        [
-            Curve(
-                name=f"user model, {part}",
-                x="pass",
-                y="nats a request",
-                values=tuple(getattr(epoch, part) for epoch in training.history),
-            )
-            for part in ("train", "validation")
-        ],
-    )
+    return _FittedUserModel(StoredUserModel(model, vocabulary), training.history)
 
 
 def _new_policy(config: LoopConfig, stored: StoredUserModel, train: SessionReader, kind: type[P]) -> P:

@@ -1,4 +1,4 @@
-"""Stages as Prefect tasks: each takes and returns `StageRef`s, and is computed only where no finished one can be reused."""
+"""Stages as Prefect tasks: each takes and returns `StageRef`s, and is computed where no finished one can be reused."""
 
 import os
 import time

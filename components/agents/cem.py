@@ -1,6 +1,6 @@
 """The cross-entropy method over one constant vector of ranking weights: what industry tunes, and our baseline.
 
-    w ~ N(μ, diag σ²);  keep the elite by mean session reward;  μ, σ ← mean and deviation of the elite   (Rubinstein 1999)
+    w ~ N(μ, diag σ²);  keep the elite by mean session reward;  μ, σ ← mean, deviation of the elite   (Rubinstein 1999)
 
 Vectors of one iteration are judged on the same users.
 """

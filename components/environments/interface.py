@@ -1,7 +1,7 @@
 """What simulators and the learned world model have in common: many users step at once, as tensors.
 
-An environment is a set of pure functions of its state, so a rollout can drop users who have left, and a discriminator can
-complete the same prefix many times.
+An environment is a set of pure functions of its state, so a rollout can drop users who have left, and the same prefix
+can be completed many times.
 """
 
 from dataclasses import dataclass

@@ -191,7 +191,7 @@ def log_rows(
             "slate_log_prob": batch.log_probs.flatten()[flat].numpy(),
             "clicked": lists(batch.clicks, np.bool_),
             "purchased": lists(batch.purchases, np.bool_),
-            "session_end": np.where(left, "left", np.where(last, "censored", None)).tolist(),
+            "session_end": pl.Series(np.where(left, "left", np.where(last, "censored", ""))).replace("", None),
             "timestamp": started.gather(sessions) + pl.Series(steps) * request_gap,
         },
         strict=False,
@@ -201,10 +201,8 @@ def log_rows(
         loop=pl.lit(manifest.loop),
         policy=pl.lit(policy),
         context=pl.struct(
-            **{
-                feature.name: pl.Series(np.array(feature.values)[codes.argmax(1).numpy()])
-                for feature, codes in zip(manifest.context, context.split(widths, dim=1), strict=True)
-            }
+            pl.Series(feature.name, np.array(feature.values)[codes.argmax(1).numpy()])
+            for feature, codes in zip(manifest.context, context.split(widths, dim=1), strict=True)
         ),
     )
     absent = {column: dtype for column, dtype in manifest.schema().items() if column not in frame.columns}

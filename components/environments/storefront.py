@@ -1,16 +1,17 @@
 """A simulated shop whose truth is known: the default source, and the judge of what was learned from its log.
 
-Users have a hidden interest z_u in the items' latent space, drawn around the center of an observable segment, and a hidden patience.
-A request offers N candidates and shows K of them. Positions are examined from the top:
+Users have a hidden interest z_u in the items' latent space, drawn around the center of an observable segment, and a
+hidden patience. A request offers N candidates and shows K of them. Positions are examined from the top:
 
     P(examine k+1 | examine k) = 0.95 without a click at k, 0.75 after one
-    P(click k | examined)      = σ(β₀ + β · [ d · 2.2 ⟨z_u, v_i⟩ + (1 − d) · 1.3 q_i ] − s_u · price_i)
-    P(purchase | click)        = σ(γ₀ + 1.5 d ⟨z_u, v_i⟩ + q_i / 2 − 2 s_u · price_i)
+    P(click k | examined)      = σ(−1.9 + d · 2.2 ⟨z_u, v_i⟩ + (1 − d) · 1.3 q_i − s_u · price_i)
+    P(purchase | click)        = σ(−1.7 + d · 1.5 ⟨z_u, v_i⟩ + q_i / 2 − 2 s_u · price_i)
     patience ← min(2, patience + 0.6 · clicks + 0.6 · purchases − 0.55),     P(leave) = σ(−patience)
 
-with v_i the item's latent vector, q_i its quality, s_u the segment's price sensitivity and d the dial from "one slate fits all" (0)
-to "fully personal" (1). A click draws the interest towards the item and chance moves it: interests drift. Since clicks buy patience, the
-horizon depends on the actions. Feedback at a position depends only on that position and those above it: the cascade ratio holds.
+with v_i the item's latent vector, q_i its quality, s_u the segment's price sensitivity and d the dial from "one slate
+fits all" (0) to "fully personal" (1). A click draws the interest towards the item and chance moves it: interests drift.
+Since clicks buy patience, the horizon depends on the actions. Feedback at a position depends only on that position and
+those above it: the cascade ratio holds.
 """
 
 from dataclasses import dataclass, replace

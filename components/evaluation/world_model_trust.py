@@ -1,8 +1,10 @@
 """How far the world model can be trusted: on sessions that it never saw, and on sessions that it makes up.
 
-Held-out likelihood against the best constant rate, calibration (does what is predicted at p happen at rate p?) of clicks,
-purchases and leaving, and length and reward of generated sessions against real ones under the same (logging) policy.
+Held-out likelihood against the best constant rate, calibration (does what is predicted at p happen at rate p?) of
+clicks, purchases and leaving, and length and reward of generated sessions against real ones under the logging policy.
 """
+
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -93,7 +95,7 @@ def calibration(
 
 @torch.inference_mode()
 def response_calibrations(user_model: UserModel, reader: SessionReader, batch_sessions: int) -> tuple[Calibration, ...]:
-    """Calibration of clicks, purchases and leaving on logged sessions; responses that were never observed are left out."""
+    """Calibration of clicks, purchases and leaving on logged sessions; what was never observed is left out."""
     collected: dict[str, list[tuple[Tensor, Tensor]]] = {"clicks": [], "purchases": [], "leaving": []}
     for batch in reader.batches(batch_sessions):
         state, flat = user_model.encoder.states(batch), FlatRequests.of(batch)
@@ -143,7 +145,9 @@ def compare_sessions(
 
     Real sessions with a censored end are left out, on both sides: their full length is unknown.
     """
-    quantities = {"requests of a session": lambda batch: batch.lengths.double()}
+    quantities: dict[str, Callable[[SessionBatch], Tensor]] = {
+        "requests of a session": lambda batch: batch.lengths.double()
+    }
     if with_reward:
         quantities["reward of a session"] = lambda batch: batch.rewards.double().sum((1, 2))
     compared = []

@@ -1,6 +1,6 @@
 """Logged requests as tensors: the one place where lists are padded and masks are made.
 
-Shape letters: B sessions, T requests of a session, M requests, N candidates, K positions of a slate, E events, C context.
+Shape letters: B sessions, T requests of a session, M requests, N candidates, K positions, E events, C context.
 """
 
 from collections.abc import Iterator

@@ -25,7 +25,7 @@ class SplitConfig(BaseModel):
         default=0.2,
         gt=0,
         lt=0.5,
-        description="Share of users kept apart for the A/B's own world model; used only where no simulator knows the truth.",
+        description="Share of users kept apart for the A/B's own world model, where no simulator knows the truth.",
     )
     salt: str = Field(default="slateloop", description="Salt of the hashes that choose users and untimed sessions.")
 

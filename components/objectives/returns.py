@@ -28,8 +28,8 @@ def position_returns(rewards: Float[Tensor, "B T K"], gamma: float) -> Float[Ten
 
         G_{t,k} = Σ_{j ≥ k} r_{t,j} + γ G_{t+1}
 
-    What the positions above earned does not depend on the item at k, so leaving it out keeps the policy gradient unbiased
-    wherever responses at a position do not depend on the positions below it, and lowers its variance.
+    What the positions above earned does not depend on the item at k, so leaving it out keeps the policy gradient
+    unbiased wherever responses at a position do not depend on the positions below it, and lowers its variance.
     """
     later = discounted_returns(rewards.sum(2), gamma)
     following = torch.nn.functional.pad(later[:, 1:], (0, 1))

@@ -4,7 +4,8 @@ Positions are filled in order, each by a softmax over the candidates that are le
 
     π(a₁ … a_K) = Π_k exp(u_{a_k}) / Σ_{j not in a₁ … a_{k-1}} exp(u_j)
 
-Sorting u + Gumbel noise and keeping the first K samples from exactly this distribution (Kool, van Hoof and Welling 2019).
+Sorting u + Gumbel noise and keeping the first K samples from exactly this distribution (Kool, van Hoof and Welling
+2019).
 Shape letters: B requests, N candidates, K positions.
 """
 

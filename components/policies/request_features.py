@@ -1,8 +1,7 @@
 """φ(observation, candidate): what ranking weights weigh. Each is derivable from any log.
 
-The user model's click and purchase logits, log popularity, what the session's recent items say of the candidate, and the
-item's own
-content features; standardised over training requests, so that weights compare.
+The user model's click and purchase logits, log popularity, what the session's recent items say of the candidate, and
+the item's own content features; standardised over training requests, so that weights compare.
 """
 
 import torch

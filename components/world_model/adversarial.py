@@ -1,9 +1,11 @@
 """The adversarial step: the user model learns from sessions that it made up, weighted by the discriminator's belief.
 
-    ∇ Σ_t (q_D(τ_{1..t}) − q̄_t) log p(response_t | s_t),      q_D(prefix) = mean_m D(prefix completed at random, m = 1..M)
+    ∇ Σ_t (q_D(τ_{1..t}) − mean q_D at t) log p(response_t | s_t)
+    q_D(prefix) = mean_m D(prefix, completed at random),  m = 1..M
 
-(IRecGAN, section 3.2, eq. 4, after SeqGAN.) q̄_t, the mean belief at step t, is our addition: without it every generated response is
-reinforced, the unlikely ones less. Each adversarial step is followed by a likelihood step on logged sessions, which anchors it.
+(IRecGAN, section 3.2, after SeqGAN.) Subtracting the mean is our addition: without it every generated response is
+reinforced, the unlikely ones less. Each adversarial step is followed by a likelihood step on logged sessions, which
+anchors it.
 """
 
 import copy
@@ -42,7 +44,7 @@ class AdversarialConfig(BaseModel):
     max_loss: float = Field(
         default=0.002,
         ge=0,
-        description="Validation likelihood (nats a request) that adversarial steps may cost; a round that costs more is undone.",
+        description="Validation nats a request that all rounds together may cost; the round that exceeds it is undone.",
     )
 
 

@@ -1,9 +1,9 @@
 """Tells real sessions from generated ones, request by request (IRecGAN, section 3.2).
 
-    d_t = w · GRU(Σ shown, Σ clicked, Σ purchased, events, counts, left, context)_{1..t},      D(session) = σ(mean_t d_t)
+    d_t = w · GRU(Σ shown, Σ clicked, Σ purchased, events, counts, left, context)_{1..t},   D(session) = σ(mean_t d_t)
 
-Means run over real requests only, so that padding tells nothing of a session's length; lists enter with their feedback, so what was
-shown and not wanted counts as well.
+Means run over real requests only, so that padding tells nothing of a session's length; lists enter with their feedback,
+so what was shown and not wanted counts as well.
 """
 
 import torch

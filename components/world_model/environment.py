@@ -1,9 +1,9 @@
 """The learned user model as an environment: what agents train in when there is no simulator.
 
-What users bring along (candidates, context, organic events) is replayed from logged sessions; what they answer is sampled. Beyond
-the end of the replayed session a request of another session is taken. Where a log has no slates the model draws the next item from
-the whole catalogue: it is a click where the slate holds it, an organic event in either case, and a retrieval stage (followers of the
-last item, then popular items) yields the candidates.
+What users bring along (candidates, context, organic events) is replayed from logged sessions; what they answer is
+sampled. Beyond the end of the replayed session a request of another session is taken. Where a log has no slates the
+model draws the next item from the whole catalogue: it is a click where the slate holds it, an organic event in either
+case, and a retrieval stage (followers of the last item, then popular items) yields the candidates.
 """
 
 from dataclasses import dataclass

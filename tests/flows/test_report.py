@@ -338,8 +338,8 @@ def test_an_estimate_stands_with_estimand_sample_size_floor_and_cap_share(tmp_pa
     page = written(IDENTIFIED, tmp_path)
     text = Reader(page).text
     assert "0.4466 (0.4345 to 0.4587)" in text
-    assert "ESS 1,894, floor 500; < 0.1 % cut to the cap" in text
-    assert "ESS 212, below the floor of 500" in text
+    assert "ESS 1,894, floor 500; < 0.1 % capped" in text
+    assert "ESS 212, below its floor 500" in text
     assert "0.4188 (no interval claimed)" in text
     assert [f'aria-label="Estimated reward per {unit}' in page for unit in ("request", "session")] == [True, True]
 

@@ -1,0 +1,147 @@
+"""Benchmarks in one form: each is one file of this folder, gives one JSON document and one table of docs/results.md.
+
+A benchmark's module has `BUDGET` (CPU-minutes, full and quick) and `measure(context) -> list[Figure]`. Results of each
+(method, seed) are kept as they finish, so an interrupted benchmark goes on where it stopped.
+"""
+
+import importlib
+import json
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from components.errors import InputError
+from flows.lineage import code_digest, digest_of, git_commit, lock_digest
+from flows.settings import REPOSITORY, PlatformSettings
+
+RESULTS = REPOSITORY / "docs" / "results.md"
+
+
+class Figure(BaseModel):
+    """One measured number, with the target that it was to meet."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    value: float
+    interval: tuple[float, float] | None = Field(default=None, description="95 % interval, where there is one.")
+    unit: str
+    target: str | None = Field(default=None, description="What it was to be, in words; None for mere information.")
+    holds: bool | None = Field(default=None, description="Whether the target is met; a missed one stays in the table.")
+
+
+class Document(BaseModel):
+    """What a benchmark gives."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    figures: dict[str, Figure]
+    budget: str = Field(description="CPU-minutes that it may take, and whether it ran quick.")
+    lineage: dict[str, str | None]
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a benchmark is run with."""
+
+    quick: bool
+    seeds: int | None
+    """Number of seeds asked for; None leaves it to the benchmark."""
+    path: Path | None
+    """Folder of the benchmark's data, for those that read real logs."""
+    kept: Path
+    """Folder in which results of finished parts are kept."""
+
+    def keep(self, part: str, compute: Callable[[], dict[str, float]]) -> dict[str, float]:
+        """The result of one part, computed only where no earlier run has."""
+        file = self.kept / f"{part}.json"
+        if file.is_file():
+            return dict(json.loads(file.read_text()))
+        result = compute()
+        staging = file.with_suffix(".tmp")
+        staging.write_text(json.dumps(result))
+        staging.rename(file)
+        return result
+
+
+def names() -> list[str]:
+    """Every benchmark of this folder."""
+    return [module.name for module in pkgutil.iter_modules(__path__)]
+
+
+def run(name: str, *, quick: bool, seeds: int | None, path: Path | None) -> Document:
+    """Run one benchmark and put its table into docs/results.md, unless it ran quick.
+
+    Raises:
+        InputError: there is no such benchmark, or the data that it reads are missing.
+    """
+    if name not in names():
+        raise InputError(f"unknown benchmark {name!r}; the benchmarks are: {', '.join(names())}")
+    module = importlib.import_module(f"{__name__}.{name}")
+    lineage = {"code": code_digest(), "lock": lock_digest(), "commit": git_commit()}
+    kept = PlatformSettings().home / "benchmarks" / name / digest_of(code_digest(), str(quick), str(path))[:16]
+    kept.mkdir(parents=True, exist_ok=True)
+    figures = module.measure(Context(quick, seeds, path, kept))
+    minutes = module.BUDGET.quick if quick else module.BUDGET.full
+    document = Document(
+        name=name,
+        figures=figures,
+        budget=f"{minutes} CPU-minutes" + (", quick" if quick else ""),
+        lineage=lineage,
+    )
+    if not quick:
+        _write_table(document)
+    return document
+
+
+@dataclass(frozen=True)
+class Budget:
+    """CPU-minutes that a benchmark may take."""
+
+    full: int = 90
+    quick: int = 5
+
+
+def table(document: Document) -> str:
+    """The document as a Markdown table."""
+    rows = [
+        f"| {key} | {_number(figure)} | {figure.unit} | {figure.target or ''} | {_verdict(figure)} |"
+        for key, figure in document.figures.items()
+    ]
+    command = f"`slateloop benchmark {document.name}`"
+    return "\n".join(
+        [
+            f"## {document.name}",
+            "",
+            f"{command}; at most {document.budget}; code {str(document.lineage['code'])[:12]}.",
+            "",
+            "| figure | value | unit | target | holds |",
+            "| --- | --- | --- | --- | --- |",
+            *rows,
+            "",
+        ]
+    )
+
+
+def _write_table(document: Document) -> None:
+    """Replace the benchmark's section in the results page, or add it."""
+    text = RESULTS.read_text() if RESULTS.is_file() else "# Results\n"
+    head, *sections = text.split("\n## ")
+    others = [section for section in sections if section.partition("\n")[0].strip() != document.name]
+    sections = sorted([*others, table(document).removeprefix("## ")])
+    staging = RESULTS.with_suffix(".tmp")
+    staging.write_text("\n## ".join([head.rstrip() + "\n", *(section.rstrip() + "\n" for section in sections)]))
+    staging.rename(RESULTS)
+
+
+def _number(figure: Figure) -> str:
+    if figure.interval is None:
+        return f"{figure.value:.4g}"
+    return f"{figure.value:.4g} ({figure.interval[0]:.4g} to {figure.interval[1]:.4g})"
+
+
+def _verdict(figure: Figure) -> str:
+    return "" if figure.holds is None else "yes" if figure.holds else "**missed**"
