@@ -5,6 +5,7 @@ The page needs no script and no network, and the same records give the same byte
 
 import os
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from uuid import uuid4
 
@@ -41,7 +42,6 @@ class _Panel:
     title: str
     meaning: str
     values: tuple[PolicyValue, ...]
-    floors: tuple[float | None, ...]
     figure: figures.Figure | None
     not_identified: dict[str, list[str]]
     """Reason -> the policies that it is about."""
@@ -98,7 +98,7 @@ def _render(evidence: Evidence, decision: Decision, lineage: Lineage) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"number": number, "share": share, "duration": duration}
-    environment.globals |= {"interval": interval}
+    environment.globals |= {"interval": interval, "needed_ess": partial(figures.needed_ess, gate=lineage.config.gate)}
     level = EvidenceLevel(evidence.evidence_level)
     order = list(VERDICTS)
     return environment.get_template("report.html.j2").render(
@@ -130,7 +130,10 @@ def _summary(evidence: Evidence, decision: Decision) -> str:
     deciding = [reason.check for reason in decision.reasons if not reason.passed and reason.allows is decision.outcome]
     if decision.outcome is Outcome.HOLD:
         stand = "stands" if len(deciding) == 1 else "stand"
-        return f"The policy “{policy}” does not serve: {len(deciding)} of {n} checks {stand} against it ({', '.join(deciding)})."
+        return (
+            f"The policy “{policy}” does not serve: {len(deciding)} of {n} checks {stand} against it "
+            f"({', '.join(deciding)})."
+        )
     if decision.outcome is Outcome.CANARY:
         return (
             f"The policy “{policy}” may serve a small share of users, compared with what serves now; what keeps it "
@@ -141,8 +144,8 @@ def _summary(evidence: Evidence, decision: Decision) -> str:
         relative = evidence.ab.relative_difference
         percent = "" if relative is None else f" ({share(relative, signed=True)})"
         gain = (
-            f", and in the A/B each of its sessions earned {number(evidence.ab.difference, 3)} more{percent} than those "
-            f"of “{evidence.ab.control}”"
+            f", and in the A/B each of its sessions earned {number(evidence.ab.difference, 3)} more{percent} than "
+            f"those of “{evidence.ab.control}”"
         )
     return f"The policy “{policy}” may take the champion's place: all {n} checks passed{gain}."
 
@@ -165,7 +168,6 @@ def _panels(evidence: Evidence, lineage: Lineage) -> list[_Panel]:
                     title=title,
                     meaning=meaning,
                     values=values,
-                    floors=tuple(figures.needed_ess(value, gate) for value in values),
                     figure=figures.forest(values, challenger=evidence.gating.policy, gate=gate) if values else None,
                     not_identified=reasons,
                 )

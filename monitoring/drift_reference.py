@@ -10,6 +10,7 @@ samples need a higher threshold; n counts requests, or sessions or users where t
 """
 
 import json
+import warnings
 from pathlib import Path
 from typing import Literal
 from uuid import uuid4
@@ -238,10 +239,13 @@ def _evidently_scores(
     )
     columns = list(kinds)
     report = Report([DataDriftPreset(columns=columns, method="psi", threshold=threshold)])
-    snapshot = report.run(
-        Dataset.from_pandas(current.select(columns).to_pandas(), data_definition=definition),
-        Dataset.from_pandas(reference.select(columns).to_pandas(), data_definition=definition),
-    )
+    with warnings.catch_warnings(), np.errstate(invalid="ignore"):
+        # Evidently correlates columns that do not vary, too, and numpy complains of each.
+        warnings.simplefilter("ignore", RuntimeWarning)
+        snapshot = report.run(
+            Dataset.from_pandas(current.select(columns).to_pandas(), data_definition=definition),
+            Dataset.from_pandas(reference.select(columns).to_pandas(), data_definition=definition),
+        )
     out.mkdir(parents=True, exist_ok=True)
     staging = _staging(out / "drift.html")
     snapshot.save_html(str(staging))

@@ -26,10 +26,10 @@ class LikelihoodConfig(BaseModel):
 
     max_epochs: int = Field(default=12, ge=1, le=500, description="Passes over the training sessions, at most.")
     patience: int = Field(
-        default=2, ge=1, le=50, description="Passes without a better validation loss before stopping."
+        default=3, ge=1, le=50, description="Passes without a better validation loss before stopping."
     )
     batch_sessions: int = Field(default=256, ge=1, description="Sessions of a step.")
-    learning_rate: float = Field(default=3e-3, gt=0, le=1, description="Adam's step size.")
+    learning_rate: float = Field(default=1.5e-3, gt=0, le=1, description="Adam's step size.")
     weight_decay: float = Field(default=1e-5, ge=0, description="Pull of all weights towards zero.")
     clip_norm: float = Field(default=5.0, gt=0, description="Largest norm of a gradient.")
     negatives: int = Field(default=2_000, ge=10, description="Sampled items of a step, for logs without slates.")

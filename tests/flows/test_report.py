@@ -4,7 +4,6 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from components.errors import InputError
 from components.evaluation.policy_value import Estimand, NotIdentified, PolicyValue
@@ -16,10 +15,8 @@ from components.interactions.contract import RatioAssumption
 from components.validation.checks import BadRow, DataChecks
 from components.validation.data_docs import ExpectationResult
 from flows.config import LoopConfig
-from flows.numbers import duration, interval, number, share
 from flows.report import write_report
-from flows.run_record import Curve, Evidence, Lineage, RankingQuality, Release, RunSummary, SplitSummary
-from flows.terminal import decision_panel, runs_table
+from flows.run_record import Curve, Evidence, Lineage, RankingQuality, Release, SplitSummary
 
 CLICKS_ONLY = "The log holds clicks only and not the slates that were shown, so no other policy can be judged on it."
 
@@ -341,7 +338,8 @@ def test_an_estimate_stands_with_estimand_sample_size_floor_and_cap_share(tmp_pa
     assert "ESS 1,894, floor 500; < 0.1 % capped" in text
     assert "ESS 212, below its floor 500" in text
     assert "0.4188 (no interval claimed)" in text
-    assert [f'aria-label="Estimated reward per {unit}' in page for unit in ("request", "session")] == [True, True]
+    assert 'aria-label="Estimated reward per request' in page
+    assert 'aria-label="Estimated reward per session' in page
 
 
 def test_text_of_users_is_escaped(tmp_path: Path) -> None:
@@ -403,58 +401,3 @@ def test_a_page_replaces_an_older_one_and_leaves_nothing_beside_it(tmp_path: Pat
 def test_a_page_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"missing/report\.html: cannot be written"):
         write_report(IDENTIFIED, decision_on(IDENTIFIED), LINEAGE, tmp_path / "missing" / "report.html")
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        (number(24_310), "24,310"),
-        (number(0.44661), "0.4466"),
-        (number(-0.0215, 3, signed=True), "−0.0215"),
-        (number(0.121, 3, signed=True), "+0.121"),
-        (number(0.0, signed=True), "0"),
-        (number(0.00001234, 2), "1.2e−05"),
-        (number(float("nan")), "nan"),
-        (interval(None, 1.0), "none claimed"),
-        (interval(0.5, 1.25), "0.5000 to 1.250"),
-        (share(0.0004), "< 0.1 %"),
-        (share(0.0397, signed=True), "+4.0 %"),
-        (share(-0.0188, signed=True), "−1.9 %"),
-        (share(1.0), "100 %"),
-        (duration(0.42), "0.4 s"),
-        (duration(92), "1 min 32 s"),
-        (duration(3_840), "1 h 04 min"),
-    ],
-)
-def test_numbers_read_as_people_write_them(text: str, expected: str) -> None:
-    assert text.replace("\N{NO-BREAK SPACE}", " ") == expected
-
-
-@pytest.mark.parametrize("width", [40, 120])
-def test_the_terminal_shows_outcome_reasons_and_report(width: int) -> None:
-    decision = decision_on(NOT_IDENTIFIED)
-    console = Console(width=width, record=True, file=None, force_terminal=False, quiet=False)
-    with console.capture() as capture:
-        console.print(decision_panel(decision, Path("runs/[bold]/report.html")))
-    text = capture.get()
-    squeezed = re.sub(r"[\s│]", "", text)
-    assert "■ HOLD" in text
-    assert CLICKS_ONLY.replace(" ", "") in squeezed
-    assert "Report:runs/[bold]/report.html" in squeezed
-    assert all(reason.check.replace(" ", "") in squeezed for reason in decision.reasons)
-    assert max(map(len, text.splitlines())) <= width
-
-
-@pytest.mark.parametrize("width", [40, 120])
-def test_the_table_of_runs_keeps_every_outcome_and_run(width: int) -> None:
-    started = datetime(2026, 4, 1, 12, tzinfo=UTC)
-    outcomes = ("hold", "canary", "promote")
-    runs = [
-        RunSummary(run=f"run-{outcome}", loop="shop", source="storefront", started=started, outcome=outcome, folder=".")
-        for outcome in outcomes
-    ]
-    console = Console(width=width)
-    with console.capture() as capture:
-        console.print(runs_table(runs))
-    assert all(outcome.upper() in capture.get() for outcome in outcomes)
-    assert max(map(len, capture.get().splitlines())) <= width

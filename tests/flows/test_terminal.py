@@ -1,0 +1,54 @@
+import re
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from rich.console import Console, RenderableType
+
+from components.experiment.gate import Decision, Outcome, Reason
+from flows.run_record import RunSummary
+from flows.terminal import decision_panel, runs_table
+
+DECISION = Decision(
+    outcome=Outcome.HOLD,
+    reasons=(
+        Reason(check="data", passed=True, allows=Outcome.PROMOTE, text="The log met its data checks."),
+        Reason(
+            check="gain", passed=False, allows=Outcome.HOLD, text="The difference to [the champion] has no interval."
+        ),
+        Reason(check="A/B", passed=False, allows=Outcome.CANARY, text="There was no A/B yet."),
+    ),
+)
+
+
+def shown(renderable: RenderableType, width: int) -> str:
+    console = Console(width=width)
+    with console.capture() as capture:
+        console.print(renderable)
+    return capture.get()
+
+
+@pytest.mark.parametrize("width", [40, 120])
+def test_the_terminal_shows_outcome_reasons_and_report(width: int) -> None:
+    text = shown(decision_panel(DECISION, Path("runs/[bold]/report.html")), width)
+    squeezed = re.sub(r"[\s│]", "", text)
+    assert "■ HOLD" in text
+    assert "✗gainstandsagainst:Thedifferenceto[thechampion]hasnointerval." in squeezed
+    assert "▲A/Blimitstoacanary:TherewasnoA/Byet." in squeezed
+    assert "✓passed:data" in squeezed
+    assert "Report:runs/[bold]/report.html" in squeezed
+    assert max(map(len, text.splitlines())) <= width
+
+
+@pytest.mark.parametrize("width", [40, 120])
+def test_the_table_of_runs_keeps_every_outcome_and_fits(width: int) -> None:
+    started = datetime(2026, 4, 1, 12, tzinfo=UTC)
+    runs = [
+        RunSummary(
+            run=f"run-{outcome}", loop="shop", source="storefront", started=started, outcome=outcome.value, folder="."
+        )
+        for outcome in Outcome
+    ]
+    text = shown(runs_table(runs), width)
+    assert all(outcome.value.upper() in text for outcome in Outcome)
+    assert max(map(len, text.splitlines())) <= width
