@@ -35,7 +35,7 @@ fix: setup
 	$(BIN)/ruff check --fix
 
 bench: setup
-	$(BIN)/slateloop benchmark all
+	for name in $$($(BIN)/python -c "from flows.benchmarks import names; print(*names())"); do $(BIN)/slateloop benchmark $$name || exit; done
 
 docs: setup
 	$(BIN)/slateloop schema > docs/configuration.schema.json

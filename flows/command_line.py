@@ -252,16 +252,15 @@ def run_benchmark(
     as_json: AsJson = False,
 ) -> None:
     """Run one benchmark; its figures and the table in docs/results.md come from here."""
+    from rich.console import Console
+
     from flows.benchmarks import run
+    from flows.terminal import figures_table
 
     document = run(name, quick=quick, seeds=seeds, path=path)
     if as_json:
         print(document.model_dump_json(indent=2))
     else:
-        from rich.console import Console
-
-        from flows.terminal import figures_table
-
         Console().print(figures_table(document))
 
 

@@ -4,14 +4,15 @@ It is the flow's parameter, the TOML file's schema and the lineage's record. Def
 """
 
 import json
+import math
 import tomllib
-from datetime import datetime
+from collections.abc import Iterator
 from functools import reduce
 from operator import or_
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from components.agents.behavior import BehaviorConfig
 from components.agents.cem import CemConfig
@@ -71,8 +72,9 @@ class LoopConfig(BaseModel):
     threads: int = Field(
         default=1, ge=1, le=256, description="Torch threads: part of the lineage, since they can change sums."
     )
-    as_of: datetime | None = Field(
-        default=None, description="Only feedback known by this time counts; null takes all there is."
+    as_of: AwareDatetime | None = Field(
+        default=None,
+        description="Only feedback known by this time, with its zone, counts; null takes all there is.",
     )
     source: SourceConfig = Field(default=storefront.Config(), description="Where the log comes from.")
     validation: ValidationConfig = ValidationConfig()
@@ -99,66 +101,97 @@ def load_config(file: Path | None, settings: list[str], source: str | None = Non
     Raises:
         InputError: an unknown key, a value of the wrong type or out of bounds, an unknown source.
     """
-    document: dict[str, Any] = {}
-    if file is not None:
-        try:
-            document = tomllib.loads(file.read_text())
-        except OSError as error:
-            raise InputError(f"{file}: cannot be read: {error.strerror}") from None
-        except tomllib.TOMLDecodeError as error:
-            raise InputError(f"{file}: is no TOML: {error}") from None
+    document = {} if file is None else _read(file)
     if source is not None:
-        if source not in SOURCES:
-            raise InputError(f"unknown source {source!r}; the sources are: {', '.join(SOURCES)}")
-        same = document.get("source", {}).get("name") == source
-        document["source"] = (document["source"] if same else {}) | {"name": source}
+        named = document.get("source")
+        same = isinstance(named, dict) and named.get("name") == source
+        document["source"] = (named if same else {}) | {"name": source}
     for setting in settings:
-        name, separator, text = setting.partition("=")
-        if not separator:
-            raise InputError(f"--set {setting}: expected a.b=c, as in --set reinforce.gamma=0.8")
-        *path, last = name.split(".")
-        place = document
-        for part in path:
-            place = place.setdefault(part, {})
-            if not isinstance(place, dict):
-                raise InputError(f"--set {setting}: {part!r} is no group of settings")
-        place[last] = _value(text)
-    document.setdefault("source", {}).setdefault("name", "storefront")
+        _put(document, setting)
+    if isinstance(group := document.setdefault("source", {}), dict):
+        group.setdefault("name", "storefront")
+    for name, value in _numbers(document):
+        if not math.isfinite(value):
+            raise InputError(f"configuration: {name} = {value}: input should be a finite number")
     try:
         return LoopConfig.model_validate(document)
     except ValidationError as error:
         raise InputError(_explain(error)) from None
 
 
-def _value(text: str) -> object:
+def source_path(config: LoopConfig, path: Path | None) -> Path | None:
+    """The file or folder that the source reads; None for a simulator, which reads nothing.
+
+    Raises:
+        InputError: the source needs a path and got none, or there is nothing at the path.
+    """
+    if isinstance(config.source, storefront.Config):
+        if path is not None:
+            raise InputError(f"--path {path}: source 'storefront' is simulated and reads nothing; leave --path out")
+        return None
+    name = config.source.name  # type: ignore[attr-defined]
+    if path is None:
+        raise InputError(f"source {name!r} reads a file or folder: give it with --path")
+    if not path.exists():
+        raise InputError(f"{path}: no such file or folder; source {name!r} reads it")
+    return path.resolve()
+
+
+def _read(file: Path) -> dict[str, Any]:
     try:
-        return json.loads(text)
+        return tomllib.loads(file.read_text())
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{file}: is no TOML: {error}") from None
+
+
+def _put(document: dict[str, Any], setting: str) -> None:
+    name, separator, text = setting.partition("=")
+    *path, last = name.split(".")
+    if not separator or not all((*path, last)):
+        raise InputError(f"--set {setting}: expected a.b=c, as in --set reinforce.gamma=0.8")
+    place = document
+    for part in path:
+        place = place.setdefault(part, {})
+        if not isinstance(place, dict):
+            raise InputError(f"--set {setting}: {part!r} is no group of settings")
+    try:
+        place[last] = json.loads(text)
     except json.JSONDecodeError:
-        return text
+        place[last] = text
+
+
+def _numbers(value: object, name: str = "") -> Iterator[tuple[str, float]]:
+    if isinstance(value, dict):
+        for key, part in value.items():
+            yield from _numbers(part, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, float):
+        yield name, value
 
 
 def _explain(error: ValidationError) -> str:
     first = error.errors(include_url=False)[0]
-    path = [str(part) for part in first["loc"] if part not in SOURCES]
+    # Errors below `source` name the branch of the union as well: source.storefront.n_users.
+    branch, path = _branch([str(part) for part in first["loc"]])
     name = ".".join(path)
     if first["type"] == "extra_forbidden":
-        return f"configuration: unknown key {name!r}; {_group(path[:-1])} has: {', '.join(_keys(path[:-1]))}"
+        keys = list(branch.model_fields)
+        return f"configuration: unknown key {name!r}; {'.'.join(path[:-1]) or 'the top level'} has: {', '.join(keys)}"
     if first["type"] == "union_tag_invalid":
-        return f"configuration: unknown source {first['input']!r}; the sources are: {', '.join(SOURCES)}"
+        seen = first["input"]["name"]
+        return f"configuration: source.name = {seen!r}: unknown source; the sources are: {', '.join(SOURCES)}"
     return f"configuration: {name} = {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
 
 
-def _group(path: list[str]) -> str:
-    return ".".join(path) or "the top level"
-
-
-def _keys(path: list[str]) -> list[str]:
+def _branch(loc: list[str]) -> tuple[type[BaseModel], list[str]]:
+    """The model that holds an error's key, and the key's path as a user writes it."""
+    if loc[0] == "source" and len(loc) > 1 and loc[1] in SOURCES:
+        return SOURCES[loc[1]], [loc[0], *loc[2:]]
     model: type[BaseModel] = LoopConfig
-    for part in path:
-        if part == "source":
-            return sorted({key for config in SOURCES.values() for key in config.model_fields})
-        annotation = model.model_fields[part].annotation
+    for part in loc[:-1]:
+        annotation = model.model_fields[part].annotation if part in model.model_fields else None
         if not isinstance(annotation, type) or not issubclass(annotation, BaseModel):
-            return []
+            break
         model = annotation
-    return list(model.model_fields)
+    return model, loc

@@ -3,6 +3,7 @@
 A stage is a function of its upstream folders and the configuration; whatever it writes into `out` is its result.
 """
 
+import shutil
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -41,6 +42,7 @@ from components.evaluation.world_model_trust import (
 from components.experiment.ab import AbLabel, AbResult, analyze_ab, assign_arm
 from components.experiment.evidence import GateEvidence, TrustSummary
 from components.experiment.gate import Decision, decide
+from components.interactions.as_of import write_known_by
 from components.interactions.batching import SessionReader
 from components.interactions.contract import Evidence as EvidenceLevel
 from components.interactions.contract import RatioAssumption
@@ -72,13 +74,18 @@ P = TypeVar("P", NeuralSlatePolicy, RankingPolicy)
 
 @stage("import-data", "source")
 def import_source(config: LoopConfig, path: Path, out: Path, progress: Progress) -> None:
-    """Write the source's log into `out/log`."""
-    progress(f"importing {config.source.name}", 0.0)  # type: ignore[attr-defined]
-    if isinstance(config.source, storefront.Config):
-        storefront.write_storefront_log(config.source, config.loop, out / "log")
-        return
+    """Write the source's log into `out/log`, as far as it was known at `as_of`."""
     name: str = config.source.name  # type: ignore[attr-defined]
-    importers()[name].import_log(config.source, path, out / "log", config.loop)
+    progress(f"importing {name}", 0.0)
+    imported = out / "log" if config.as_of is None else out / "imported"
+    if isinstance(config.source, storefront.Config):
+        log = storefront.write_storefront_log(config.source, config.loop, imported)
+    else:
+        log = importers()[name].import_log(config.source, path, imported, config.loop)
+    if config.as_of is not None:
+        progress(f"keeping what was known at {config.as_of}", 0.8)
+        write_known_by(log, config.as_of, out / "log")
+        shutil.rmtree(imported)
 
 
 @stage("validate", "validation")

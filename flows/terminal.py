@@ -12,6 +12,7 @@ from rich.text import Text
 if TYPE_CHECKING:
     # These import torch; the command line must answer before that is loaded.
     from components.experiment.gate import Decision, Reason
+    from flows.benchmarks import Document
     from flows.run_record import RunSummary
 
 OUTCOME_SYMBOLS = {"hold": "■", "canary": "◐", "promote": "►"}
@@ -70,3 +71,15 @@ def runs_table(runs: Sequence["RunSummary"]) -> Table:
 
 def _outcome(outcome: str) -> Text:
     return Text(f"{OUTCOME_SYMBOLS[outcome]} {outcome.upper()}", _OUTCOME_STYLES[outcome])
+
+
+def figures_table(document: "Document") -> Table:
+    """The figures of a benchmark, each with its interval, target and whether it holds."""
+    table = Table(title=f"{document.name}, {document.budget}", box=None, pad_edge=False)
+    for heading in ("figure", "value", "unit", "target", "holds"):
+        table.add_column(heading, justify="right" if heading == "value" else "left")
+    for key, figure in document.figures.items():
+        bounds = "" if figure.interval is None else f" ({figure.interval[0]:.4g} to {figure.interval[1]:.4g})"
+        holds = "" if figure.holds is None else "yes" if figure.holds else "MISSED"
+        table.add_row(key, f"{figure.value:.4g}{bounds}", figure.unit, figure.target or "", holds)
+    return table

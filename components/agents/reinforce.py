@@ -11,6 +11,7 @@ baseline that does not depend on the slate. The paper's click-only form keeps th
 Shape letters: B sessions, T requests, K positions, N candidates.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -132,11 +133,14 @@ def train_reinforce(
         belief = discriminate(generated) if discriminate else generated.mask.float()
         terms = _terms(policy, baseline, generated, config, belief, None)
         loss = config.generated_weight * terms.policy_loss + terms.baseline_loss
-        loss = loss - config.entropy * terms.entropy + config.pull * terms.divergence
+        loss = loss - config.entropy * terms.entropy
+        pulled = terms
         if logged_batches is not None:
             batch = next(logged_batches)
             real = _terms(policy, baseline, batch, config, batch.mask.float(), config.weight_cap)
             loss = loss + config.logged_weight * (real.policy_loss + real.baseline_loss)
+            pulled = real
+        loss = loss + config.pull * pulled.divergence
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(policy.learned.parameters(), config.clip_norm)
@@ -146,7 +150,7 @@ def train_reinforce(
                 mean_session_reward=float(generated.rewards.sum((1, 2)).mean()),
                 mean_session_length=float(generated.lengths.float().mean()),
                 entropy=float(terms.entropy.detach()),
-                divergence=float(terms.divergence.detach()),
+                divergence=float(pulled.divergence.detach()),
             )
         )
         progress(
@@ -193,8 +197,19 @@ def _terms(
         policy_loss=policy_gradient_loss(log_probs, advantages, mask) * policy.slate_size,
         baseline_loss=(values - returns).square().mean(),
         entropy=plackett_luce.entropy(logits).mean(),
-        divergence=plackett_luce.divergence(logits, policy.behavior_logits(state, requests).detach()).mean(),
+        divergence=_ess_loss(logits, policy.behavior_logits(state, requests).detach(), policy.slate_size),
     )
+
+
+def _ess_loss(
+    logits: Float[Tensor, "M N"], behavior_logits: Float[Tensor, "M N"], slate_size: int
+) -> Float[Tensor, ""]:
+    """About −log(ESS / n): log of the mean second moment of slates' weights, taking all positions for the first.
+
+    The mean of exponentials minds the few states where the policy has gone far: it is they that cost effective requests.
+    """
+    per_slate = slate_size * plackett_luce.divergence(logits, behavior_logits)
+    return per_slate.logsumexp(0) - math.log(len(per_slate))
 
 
 def _repeat(logged: SessionReader, size: int, generator: torch.Generator):  # type: ignore[no-untyped-def]

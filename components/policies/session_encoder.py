@@ -3,7 +3,7 @@
 The state consumes every request, slate and response, clicked or not:
 
     x_t = [Σ shown, Σ clicked, Σ purchased, clicks, purchases of request t−1; Σ events, last event, context of request t]   s_t = GRU(s_{t−1}, W x_t)
-    click(s, i)    = ⟨W_c s, e_i⟩ + b_i + a · pair(s, i)
+    click(s, i)    = ⟨W_c s, e_i⟩ + b_i + ⟨a + A s, pair(s, i)⟩
     purchase(s, i) = ⟨W_p s, ē_i⟩ + ⟨b_p, ē_i⟩ + a_p · pair(s, i),      ē_i = e_i with no gradient into the trunk
 
 with e_i = id embedding + W_f features_i, so an item that training never saw still has its features. IRecGAN (Bai, Guan and Wang,
@@ -76,6 +76,8 @@ class SessionEncoder(nn.Module):
         nn.init.zeros_(self.click_bias.weight)
         self.click_item = nn.Linear(width, 1)
         self.click_pair = nn.Linear(len(PAIR_FEATURES), 1, bias=False)
+        self.click_pair_query = nn.Linear(hidden, len(PAIR_FEATURES), bias=False)
+        nn.init.zeros_(self.click_pair_query.weight)
         self.purchase_query = nn.Linear(hidden, width)
         self.purchase_item = nn.Linear(width, 1)
         self.purchase_pair = nn.Linear(len(PAIR_FEATURES), 1, bias=False)
@@ -115,7 +117,8 @@ class SessionEncoder(nn.Module):
         """State at the next request."""
         x = self._input(slates, clicks, purchases, requests.events, requests.context)
         output, _ = self.recurrent(x[:, None], state.hidden[None])
-        return SessionState(output[:, 0], self._remember(state.recent, slates, clicks, requests.events))
+        recent = self._remember(state.recent, slates[:, None], clicks[:, None], requests.events[:, None])
+        return SessionState(output[:, 0], recent[:, 0])
 
     def states(self, batch: SessionBatch) -> SessionState:
         """State at every request of whole sessions, as B·T rows."""
@@ -125,12 +128,9 @@ class SessionEncoder(nn.Module):
 
         slates, clicks, purchases = before(batch.slates), before(batch.clicks), before(batch.purchases)
         hidden, _ = self.recurrent(self._input(slates, clicks, purchases, batch.events, batch.context))
-        recent = batch.events.new_zeros(len(batch.users), self.shape.config.recent_items)
-        remembered = []
-        for step in range(batch.mask.shape[1]):
-            recent = self._remember(recent, slates[:, step], clicks[:, step], batch.events[:, step])
-            remembered.append(recent)
-        return SessionState(hidden.flatten(0, 1), torch.stack(remembered, dim=1).flatten(0, 1))
+        blank = batch.events.new_zeros(len(batch.users), self.shape.config.recent_items)
+        recent = self._remember(blank, slates, clicks, batch.events)
+        return SessionState(hidden.flatten(0, 1), recent.flatten(0, 1))
 
     def _input(
         self,
@@ -140,12 +140,14 @@ class SessionEncoder(nn.Module):
         events: Int[Tensor, "*B E"],
         context: Float[Tensor, "*B C"],
     ) -> Float[Tensor, "*B H"]:
-        shown = self.item_vectors(slates if self.shape.reads_slates else torch.zeros_like(slates))
         done = self.item_vectors(events)
+        if self.shape.reads_slates:
+            shown = self.item_vectors(slates)
+            answered = [shown.sum(-2), (shown * clicks[..., None]).sum(-2), (shown * purchases[..., None]).sum(-2)]
+        else:
+            answered = [torch.zeros_like(done[..., 0, :])] * 3
         parts = [
-            shown.sum(-2),
-            (shown * clicks[..., None]).sum(-2),
-            (shown * purchases[..., None]).sum(-2),
+            *answered,
             done.sum(-2),
             done[..., -1, :],
             clicks.sum(-1, keepdim=True),
@@ -158,15 +160,21 @@ class SessionEncoder(nn.Module):
     def _remember(
         self,
         recent: Int[Tensor, "B R"],
-        slates: Int[Tensor, "B K"],
-        clicks: Float[Tensor, "B K"],
-        events: Int[Tensor, "B E"],
-    ) -> Int[Tensor, "B R"]:
-        """Latest touched items first: this request's events, the last slate's clicks, then what was known before."""
+        slates: Int[Tensor, "B T K"],
+        clicks: Float[Tensor, "B T K"],
+        events: Int[Tensor, "B T E"],
+    ) -> Int[Tensor, "B T R"]:
+        """Latest touched items first: a request's events, the clicks on the slate before it, then what was known before."""
         clicked = torch.where((clicks > 0) & self.shape.reads_slates, slates, 0)
-        line = torch.cat([events.flip(1), clicked.flip(1).to(events.dtype), recent], dim=1)
-        order = (line == 0).to(torch.int8).argsort(dim=1, stable=True)
-        return line.gather(1, order)[:, : self.shape.config.recent_items]
+        touched = torch.cat([clicked.to(events.dtype), events], dim=2)
+        line = torch.cat([recent.flip(1), touched.flatten(1)], dim=1)
+        count, width = (line > 0).cumsum(1), line.shape[1]
+        # Without gaps, in order; one column more takes in the padding.
+        packed = line.new_zeros(len(line), width + 1).scatter(1, torch.where(line > 0, count - 1, width), line)
+        latest = count[:, recent.shape[1] + touched.shape[2] - 1 :: touched.shape[2]] - 1
+        places = latest[..., None] - torch.arange(recent.shape[1], device=line.device)
+        found = packed.gather(1, torch.where(places >= 0, places, width).flatten(1))
+        return found.unflatten(1, places.shape[1:])
 
     def pair_features(self, state: SessionState, items: Int[Tensor, "B X"]) -> Float[Tensor, "B X P"]:
         """What the session's recent items say of each item."""
@@ -182,8 +190,7 @@ class SessionEncoder(nn.Module):
         """Click logit of each item, whatever its position."""
         vectors = self.item_vectors(items)
         logits = torch.einsum("bd,bxd->bx", self.click_query(state.hidden), vectors)
-        logits = logits + self.click_item(vectors)[..., 0] + self.click_bias(self.id_rows[items])[..., 0]
-        return logits + self.click_pair(self.pair_features(state, items))[..., 0]
+        return logits + self._item_logits(vectors, items) + self._click_pair_logits(state, items)
 
     def catalogue_logits(self, state: SessionState, items: Int[Tensor, " X"]) -> Float[Tensor, "B X"]:
         """Click logits of one list of distinct items for every session: `click_logits` without its gather.
@@ -191,16 +198,23 @@ class SessionEncoder(nn.Module):
         The pair features are zero but for recent items and followers of the last one, so only those are computed.
         """
         vectors = self.item_vectors(items)
-        logits = self.click_query(state.hidden) @ vectors.T
-        logits = logits + self.click_item(vectors)[:, 0] + self.click_bias(self.id_rows[items])[:, 0]
+        logits = torch.addmm(self._item_logits(vectors, items), self.click_query(state.hidden), vectors.T)
         near = torch.cat([state.recent.long(), self.neighbors[state.recent[:, 0]]], dim=1)
-        paired = self.click_pair(self.pair_features(state, near))[..., 0] * (near > 0)
-        places = torch.full((self.shape.n_indices,), len(items), device=items.device)
+        places = torch.full((self.shape.n_indices,), -1, device=items.device)
         places[items] = torch.arange(len(items), device=items.device)
-        places[0] = len(items)
-        # One column more than items takes in what is not on the list; an item named twice gets the same value twice.
-        spread = logits.new_zeros(logits.shape[0], len(items) + 1).scatter(1, places[near], paired)
-        return logits + spread[:, :-1]
+        places[0] = -1
+        # An item that is near for two reasons counts once.
+        again = (near[:, :, None] == near[:, None, :]).tril(-1).any(2)
+        rows, columns = torch.nonzero((places[near] >= 0) & ~again, as_tuple=True)
+        paired = self._click_pair_logits(state, near)[rows, columns]
+        return logits.index_put_((rows, places[near[rows, columns]]), paired, accumulate=True)
+
+    def _item_logits(self, vectors: Float[Tensor, "*X D"], items: Int[Tensor, "*X"]) -> Float[Tensor, "*X"]:
+        return self.click_item(vectors)[..., 0] + self.click_bias(self.id_rows[items])[..., 0]
+
+    def _click_pair_logits(self, state: SessionState, items: Int[Tensor, "B X"]) -> Float[Tensor, "B X"]:
+        weights = self.click_pair.weight + self.click_pair_query(state.hidden)
+        return torch.einsum("bp,bxp->bx", weights, self.pair_features(state, items))
 
     def purchase_logits(self, state: SessionState, items: Int[Tensor, "B X"]) -> Float[Tensor, "B X"]:
         """Purchase logit of each item, given that it is clicked; trains its own head only."""

@@ -86,11 +86,14 @@ class UserModel(nn.Module):
         purchases: Float[Tensor, "B K"],
     ) -> Float[Tensor, " B"]:
         """Logit of leaving after the response."""
-        shown = self.encoder.item_vectors(slates)
+        if self.slate_size:
+            shown = self.encoder.item_vectors(slates)
+            answered = [shown.sum(1), (shown * clicks[..., None]).sum(1)]
+        else:
+            answered = [state.hidden.new_zeros(len(slates), self.encoder.shape.config.item_width)] * 2
         parts = [
             state.hidden,
-            shown.sum(1),
-            (shown * clicks[..., None]).sum(1),
+            *answered,
             clicks.sum(1, keepdim=True),
             purchases.sum(1, keepdim=True),
         ]

@@ -1,6 +1,6 @@
 """Benchmarks in one form: each is one file of this folder, gives one JSON document and one table of docs/results.md.
 
-A benchmark's module has `BUDGET` (CPU-minutes, full and quick) and `measure(context) -> list[Figure]`. Results of each
+A benchmark's module has `BUDGET` (CPU-minutes, full and quick) and `measure(context) -> dict[str, Figure]`. Results of each
 (method, seed) are kept as they finish, so an interrupted benchmark goes on where it stopped.
 """
 
