@@ -12,7 +12,7 @@ from typing import Annotated, NoReturn, ParamSpec
 import typer
 
 from components.errors import InputError, SlateloopError
-from flows.settings import PlatformSettings, prepare_environment
+from flows.settings import PlatformSettings, prepare_environment, require_writable
 
 DECIDED, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
 
@@ -72,21 +72,18 @@ def run_loop(
     as_json: AsJson = False,
 ) -> None:
     """Run the loop once: import, validate, learn, judge, decide, package, report."""
-    from flows.config import load_config
+    from flows.config import load_config, source_path
 
     # Without --source a file's own source counts.
     loaded = load_config(config, settings or [], source)
-    from flows.retraining import retraining, source_ref
-    from flows.tasks import require_writable
-
+    source_path(loaded, path)
     platform = PlatformSettings()
-    source_ref(loaded, path)
     require_writable(out or platform.runs, "--out")
     require_writable(platform.home, "SLATELOOP_HOME")
-    import torch
-
-    torch.set_num_threads(loaded.threads)
+    require_writable(platform.data, "SLATELOOP_DATA")
+    # Prefect reads its folder when it is imported, and complains where there is none to make it in.
     from flows.live_progress import live_progress
+    from flows.retraining import retraining
 
     with live_progress():
         summary = retraining(loaded, path, out, fresh)
@@ -107,16 +104,15 @@ def import_source(
     from components.environments import storefront
     from components.interactions.importers import importers
     from components.interactions.log_folder import open_log
-    from flows.config import load_config
-    from flows.retraining import source_ref
+    from flows.config import load_config, source_path
 
     config = load_config(None, settings or [], source)
-    source_ref(config, path)
-    if isinstance(config.source, storefront.Config):
+    read = source_path(config, path)
+    if read is None:
+        assert isinstance(config.source, storefront.Config)
         storefront.write_storefront_log(config.source, config.loop, out)
     else:
-        assert path is not None
-        importers()[source].import_log(config.source, path, out, config.loop)
+        importers()[config.source.name].import_log(config.source, read, out, config.loop)  # type: ignore[attr-defined]
     manifest = open_log(out).manifest
     if as_json:
         print(manifest.model_dump_json(indent=2))
@@ -291,3 +287,7 @@ def _let_prefect_flush() -> None:
 def main() -> None:
     """Entry point of the `slateloop` command."""
     app()
+
+
+if __name__ == "__main__":
+    main()

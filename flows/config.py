@@ -56,7 +56,7 @@ class AbConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    sessions: int = Field(default=24_000, ge=100, description="Sessions of the A/B, of users drawn at random.")
+    sessions: int = Field(default=40_000, ge=100, description="Sessions of the A/B, of users drawn at random.")
     treatment_share: float = Field(default=0.5, gt=0, lt=1, description="Share of users who see the challenger.")
     max_steps: int = Field(default=30, ge=1, le=1_000, description="Requests after which a session is cut.")
     salt: str = Field(default="ab", description="Salt of the hash that assigns users to arms.")
@@ -103,13 +103,14 @@ def load_config(file: Path | None, settings: list[str], source: str | None = Non
     """
     document = {} if file is None else _read(file)
     if source is not None:
-        named = document.get("source")
-        same = isinstance(named, dict) and named.get("name") == source
-        document["source"] = (named if same else {}) | {"name": source}
+        group = document.get("source")
+        if not isinstance(group, dict) or group.get("name") != source:
+            document["source"] = {"name": source}
     for setting in settings:
         _put(document, setting)
-    if isinstance(group := document.setdefault("source", {}), dict):
-        group.setdefault("name", "storefront")
+    chosen = document.setdefault("source", {})
+    if isinstance(chosen, dict):
+        chosen.setdefault("name", "storefront")
     for name, value in _numbers(document):
         if not math.isfinite(value):
             raise InputError(f"configuration: {name} = {value}: input should be a finite number")

@@ -10,7 +10,7 @@ from components.errors import InputError
 def add_to_cache(folder: Path) -> str | None:
     """Put a folder's files into DVC's cache and return their digest; None outside a DVC repository.
 
-    Nothing that git tracks is written, so a run leaves a clean tree clean.
+    Nothing that git tracks is written, so a run leaves a clean tree clean. Two runs that meet take turns.
     """
     from dvc.exceptions import NotDvcRepoError
     from dvc.repo import Repo
@@ -19,7 +19,7 @@ def add_to_cache(folder: Path) -> str | None:
     from dvc_objects.fs.local import localfs
 
     try:
-        repo = Repo(str(folder.resolve().parent))
+        repo = Repo(str(folder.resolve().parent), _wait_for_lock=True)
     except NotDvcRepoError:
         return None
     with repo, repo.lock:
@@ -41,7 +41,7 @@ def pin(data: Path) -> str:
     if not data.is_dir() or not any(data.iterdir()):
         raise InputError(f"{data}: holds no data to pin; `slateloop run` or `slateloop import` writes it")
     try:
-        repo = Repo(str(data.resolve().parent))
+        repo = Repo(str(data.resolve().parent), _wait_for_lock=True)
     except NotDvcRepoError:
         raise InputError(f"{data.resolve().parent}: is in no DVC repository; `dvc init` makes one") from None
     with repo:

@@ -8,6 +8,9 @@ from pathlib import Path
 
 from flows.settings import REPOSITORY
 
+#: What every stage's result depends on.
+LIBRARY = ("components", "flows/stages.py")
+
 
 def digest_of(*parts: str | bytes) -> str:
     """SHA-256 of parts, each told apart from its neighbours."""
@@ -19,10 +22,11 @@ def digest_of(*parts: str | bytes) -> str:
 
 
 @cache
-def code_digest() -> str:
-    """Digest of the library's source, and of the stages that call it."""
-    sources = sorted([*(REPOSITORY / "components").rglob("*.py"), REPOSITORY / "flows" / "stages.py"])
-    return digest_of(*(part for path in sources for part in (str(path.relative_to(REPOSITORY)), path.read_bytes())))
+def code_digest(sources: tuple[str, ...] = LIBRARY) -> str:
+    """Digest of source files and of folders of them, named from the repository's root."""
+    paths = [REPOSITORY / source for source in sources]
+    files = sorted(file for path in paths for file in (path.rglob("*.py") if path.is_dir() else [path]))
+    return digest_of(*(part for file in files for part in (str(file.relative_to(REPOSITORY)), file.read_bytes())))
 
 
 @cache

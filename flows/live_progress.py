@@ -1,5 +1,6 @@
 """Progress on stderr: a live line per stage in a terminal, one line per finished stage elsewhere."""
 
+import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +13,10 @@ from flows.stage_store import progress_sink
 
 @contextmanager
 def live_progress() -> Iterator[None]:
-    """Show the progress of the stages that run inside the block."""
+    """Show the progress of the stages that run inside the block, in the place of Prefect's own lines."""
+    # Prefect's console writes for the root logger.
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(_is_no_run_log)
     console = Console(stderr=True)
     if not console.is_terminal:
         token = progress_sink.set(_print_when_finished)
@@ -40,6 +44,11 @@ def live_progress() -> Iterator[None]:
             yield
         finally:
             progress_sink.reset(token)
+
+
+def _is_no_run_log(record: logging.LogRecord) -> bool:
+    # Whoever started the run is told of a failure once, by the command line; Prefect's server keeps the run's log.
+    return not record.name.startswith(("prefect.task_runs", "prefect.flow_runs"))
 
 
 def _print_when_finished(stage: str, message: str, share: float) -> None:

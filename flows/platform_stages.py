@@ -4,10 +4,11 @@ import json
 import os
 import shutil
 from pathlib import Path
-from uuid import uuid4
 
+import numpy as np
 import polars as pl
 
+from components.errors import InputError
 from components.interactions.log_folder import Log, open_log, replace_folder
 from components.interactions.splits import TEST, TRAIN
 from components.policies.policy_folder import load_policy
@@ -15,31 +16,47 @@ from components.world_model.training import Progress
 from components.world_model.user_model_folder import load_user_model
 from flows.config import LoopConfig
 from flows.data_versions import add_to_cache
-from flows.lineage import code_digest, folder_digest, git_commit, lock_digest
+from flows.lineage import LIBRARY, code_digest, folder_digest, git_commit, lock_digest
 from flows.run_record import Package
 from flows.settings import PlatformSettings
-from flows.stage_store import stage
+from flows.stage_store import clear_abandoned, stage, staging_beside
 from flows.stages import read_decision
 from monitoring.drift_reference import drift_report, write_drift_reference
 from services.packaging import build_bento
-from services.policy_store import save_model
+from services.policy_store import load_model, save_model
+
+PLATFORM = (*LIBRARY, "flows/platform_stages.py", "flows/data_versions.py", "services", "monitoring")
 
 
-@stage("data-version", "source")
+def _is_published(version: Path) -> bool:
+    recorded = json.loads((version / "version.json").read_text())
+    try:
+        published = open_log(PlatformSettings().data / recorded["source"])
+    except InputError:
+        return False
+    return published.manifest.content_digest == str(recorded["content"])
+
+
+@stage("data-version", "source", code=PLATFORM, still_there=_is_published)
 def version_data(config: LoopConfig, dataset: Path, out: Path, progress: Progress) -> None:
     """Put the imported log where `data.dvc` looks for it, and into DVC's cache; git's files stay as they are."""
     progress("recording the data version", 0.0)
     log = open_log(dataset / "log")
     folder = PlatformSettings().data.resolve() / log.manifest.source
     publish_log(log, folder)
-    digests = {"content": log.manifest.content_digest, "dvc": add_to_cache(folder)}
-    (out / "version.json").write_text(json.dumps(digests, indent=2))
+    version = {
+        "source": log.manifest.source,
+        "content": log.manifest.content_digest,
+        "dvc": add_to_cache(folder),
+    }
+    (out / "version.json").write_text(json.dumps(version, indent=2))
 
 
 def publish_log(log: Log, folder: Path) -> None:
     """Copy a log's files into a folder, in one rename; links are used where the file system has them."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    staging = folder.parent / f".{folder.name}.{uuid4().hex[:8]}.tmp"
+    clear_abandoned(folder.parent)
+    staging = staging_beside(folder)
     try:
         shutil.copytree(log.path, staging, copy_function=_link_or_copy)
         replace_folder(staging, folder)
@@ -55,7 +72,17 @@ def _link_or_copy(source: str, target: str) -> str:
     return target
 
 
-@stage("package")
+def _is_stored(package: Path) -> bool:
+    packaged = Package.model_validate_json((package / "package.json").read_bytes())
+    try:
+        load_model(packaged.policy_tag)
+        load_model(packaged.baseline_tag)
+    except InputError:
+        return False
+    return True
+
+
+@stage("package", code=PLATFORM, still_there=_is_stored)
 def package_policy(
     config: LoopConfig, dataset: Path, policy: Path, baseline: Path, gate: Path, out: Path, progress: Progress
 ) -> None:
@@ -83,7 +110,7 @@ def package_policy(
     (out / "package.json").write_text(package.model_dump_json(indent=2))
 
 
-@stage("drift-reference")
+@stage("drift-reference", code=PLATFORM)
 def write_reference(config: LoopConfig, split: Path, users: Path, out: Path, progress: Progress) -> None:
     """What normal looks like, for monitoring; and a first Evidently report of the test split against it."""
     progress("drift reference", 0.0)
@@ -92,4 +119,6 @@ def write_reference(config: LoopConfig, split: Path, users: Path, out: Path, pro
     test = open_log(split / TEST)
     current = write_drift_reference(test, vocabulary, out / "current", config.seed)
     progress("drift report", 0.4)
-    drift_report(pl.read_parquet(out / "reference" / current.name), pl.read_parquet(current), out)
+    # Evidently correlates columns that never vary, and numpy warns of each.
+    with np.errstate(invalid="ignore"):
+        drift_report(pl.read_parquet(out / "reference" / current.name), pl.read_parquet(current), out)

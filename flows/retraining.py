@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
+import torch
 from prefect import flow
 
-from components.environments import storefront
-from components.errors import InputError
+from components.interactions.importers import table
 from flows import platform_stages, stages
-from flows.config import LoopConfig
+from flows.config import LoopConfig, source_path
 from flows.lineage import digest_of, folder_digest
 from flows.run_folder import leave_run_folder
 from flows.run_record import RunSummary
@@ -28,6 +28,7 @@ def retraining(
         runs: folder in which the run leaves its own; the platform's by default.
         fresh: compute every stage anew.
     """
+    torch.set_num_threads(config.threads)
     settings = PlatformSettings()
     run = Run.open(config, settings.home, runs or settings.runs, fresh=fresh)
     source = source_ref(config, path)
@@ -59,11 +60,8 @@ def source_ref(config: LoopConfig, path: Path | None) -> StageRef:
     Raises:
         InputError: the source needs a path and got none, or there is nothing at the path.
     """
-    if isinstance(config.source, storefront.Config):
+    read = source_path(config, path)
+    if read is None:
         return StageRef(path=Path(), digest=digest_of("simulated"))
-    name = config.source.name  # type: ignore[attr-defined]
-    if path is None:
-        raise InputError(f"source {name!r} reads a folder: give it with --path DIR")
-    if not path.exists():
-        raise InputError(f"{path}: no such file or folder; source {name!r} reads it")
-    return StageRef(path=path.resolve(), digest=folder_digest(path))
+    files = table.files_read(config.source, read) if isinstance(config.source, table.Config) else [read]
+    return StageRef(path=read, digest=digest_of(*(folder_digest(file) for file in files)))

@@ -4,7 +4,8 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from uuid import uuid4
+
+from pydantic import ValidationError
 
 from components.errors import InputError
 from components.evaluation.policy_value import NotIdentified, PolicyValue
@@ -18,7 +19,7 @@ from components.validation.checks import DataChecks
 from flows.lineage import code_digest, git_commit, lock_digest
 from flows.report import write_report
 from flows.run_record import Evidence, Lineage, Package, Release, RunSummary, SplitSummary, outcome_of
-from flows.stage_store import MANIFEST, StageManifest, StageRef
+from flows.stage_store import MANIFEST, StageManifest, StageRef, clear_abandoned, staging_beside
 from flows.stages import BASELINE, POLICY, Estimates, read_curves, read_decision
 from flows.tasks import Run
 
@@ -65,7 +66,8 @@ def leave_run_folder(run: Run, *, version: StageRef, package: StageRef, referenc
         outcome=outcome_of(decision),
         folder=str(run.folder),
     )
-    staging = run.folder.parent / f".{run.folder.name}.{uuid4().hex[:6]}.tmp"
+    clear_abandoned(run.folder.parent)
+    staging = staging_beside(run.folder)
     try:
         staging.mkdir(parents=True)
         for name, record in (("evidence", evidence), ("decision", decision), ("lineage", lineage), ("run", summary)):
@@ -89,11 +91,12 @@ def leave_run_folder(run: Run, *, version: StageRef, package: StageRef, referenc
 
 
 def past_runs(folder: Path) -> list[RunSummary]:
-    """The runs in a folder, oldest first."""
-    files = sorted(folder.glob("*/run.json"))
-    return sorted(
-        (RunSummary.model_validate_json(file.read_bytes()) for file in files), key=lambda summary: summary.started
-    )
+    """The runs in a folder, oldest first.
+
+    Raises:
+        InputError: a folder's `run.json` is not what a run leaves.
+    """
+    return sorted((_read_summary(file) for file in _run_files(folder)), key=lambda summary: summary.started)
 
 
 def find_run(folder: Path, name: str) -> Path:
@@ -102,11 +105,26 @@ def find_run(folder: Path, name: str) -> Path:
     Raises:
         InputError: none or several fit.
     """
-    found = [Path(summary.folder) for summary in past_runs(folder) if summary.run.startswith(name)]
+    runs = [file.parent for file in _run_files(folder)]
+    found = [run for run in runs if run.name == name] or [run for run in runs if run.name.startswith(name)]
     if len(found) != 1:
-        known = ", ".join(summary.run for summary in past_runs(folder)) or "none yet"
+        known = ", ".join(run.name for run in runs) or "none yet"
         raise InputError(f"run {name!r}: {len(found)} runs in {folder} begin so; the runs are: {known}")
     return found[0]
+
+
+def _run_files(folder: Path) -> list[Path]:
+    # A name that begins with a dot is a run's folder before it is whole.
+    return sorted(folder.glob("[!.]*/run.json"))
+
+
+def _read_summary(file: Path) -> RunSummary:
+    try:
+        return RunSummary.model_validate_json(file.read_bytes())
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "document"
+        raise InputError(f"{file}: is no run's summary: {where}: {first['msg']}") from None
 
 
 def _evidence(run: Run, manifest: Manifest, stages: dict[str, Path]) -> Evidence:

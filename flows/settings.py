@@ -7,6 +7,8 @@ from pathlib import Path
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from components.errors import InputError
+
 #: Switches every library's telemetry off. BentoML counts only the word true.
 TELEMETRY_OFF = {
     "DO_NOT_TRACK": "1",
@@ -27,6 +29,20 @@ class PlatformSettings(BaseSettings):
     home: Path = Field(default=Path(".slateloop"), description="Folder of stages, models and Prefect's state.")
     runs: Path = Field(default=Path("runs"), description="Folder in which each run leaves its own.")
     data: Path = Field(default=Path("data"), description="Folder of imported logs, whose version is in data.dvc.")
+
+
+def require_writable(folder: Path, setting: str) -> None:
+    """Make a folder, or say which setting names another one.
+
+    Raises:
+        InputError: it cannot be made or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be made: {error.strerror}; choose another folder with {setting}") from None
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"{folder}: cannot be written; choose another folder with {setting}")
 
 
 def prepare_environment(settings: PlatformSettings) -> None:

@@ -6,6 +6,7 @@ therefore whole, whatever happened to the process that wrote it.
 
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from components.errors import InputError
 from components.interactions.log_folder import replace_folder
-from flows.lineage import digest_of
+from flows.lineage import LIBRARY, digest_of
 
 MANIFEST = "stage.json"
 
@@ -38,13 +39,22 @@ class Stage:
     compute: Callable[..., None]
     """Writes the result into `out`; called with the configuration, the folder of each upstream stage by its role, `out`
     and `progress`."""
+    code: tuple[str, ...]
+    """Source files and folders that the result depends on."""
+    still_there: Callable[[Path], bool]
+    """Whether what the stage left outside its folder is where it put it."""
 
 
-def stage(name: str, *settings: str) -> Callable[[Callable[..., None]], Stage]:
+def stage(
+    name: str,
+    *settings: str,
+    code: tuple[str, ...] = LIBRARY,
+    still_there: Callable[[Path], bool] = lambda folder: True,
+) -> Callable[[Callable[..., None]], Stage]:
     """Declare a function as a stage; loop, seed, threads and `as_of` count for every stage."""
 
     def declare(compute: Callable[..., None]) -> Stage:
-        return Stage(name, frozenset({"loop", "seed", "threads", "as_of", *settings}), compute)
+        return Stage(name, frozenset({"loop", "seed", "threads", "as_of", *settings}), compute, code, still_there)
 
     return declare
 
@@ -87,8 +97,8 @@ class StageStore:
     def write(self, name: str, key: str, compute: Callable[[Path], None], upstream: dict[str, str]) -> StageRef:
         """Compute a stage into a temporary folder and rename it; nothing half-written carries its name."""
         final = self.folder(name, key)
-        self._clear_abandoned(final.parent)
-        staging = final.parent / f".{final.name}.{os.getpid()}.{uuid4().hex[:6]}.tmp"
+        clear_abandoned(final.parent)
+        staging = staging_beside(final)
         try:
             staging.mkdir(parents=True)
         except OSError as error:
@@ -110,11 +120,29 @@ class StageStore:
             shutil.rmtree(staging, ignore_errors=True)
         return StageRef(path=final, digest=key)
 
-    def _clear_abandoned(self, folder: Path) -> None:
-        """Remove temporary folders whose process is gone."""
-        for leftover in folder.glob(".*.tmp"):
-            if not psutil.pid_exists(int(leftover.name.split(".")[-3])):
-                shutil.rmtree(leftover, ignore_errors=True)
+
+def staging_beside(final: Path) -> Path:
+    """A temporary name in a folder's own parent, so that a rename puts it in its place; it tells whose it is."""
+    return final.parent / f".{final.name}.{os.getpid()}.{uuid4().hex[:6]}.tmp"
+
+
+def clear_abandoned(parent: Path) -> None:
+    """Remove what dead processes left half-written, and what a finished folder replaced."""
+    for leftover in parent.glob(".*"):
+        staged = re.fullmatch(r"\..+\.(\d+)\.[0-9a-f]{6}\.tmp", leftover.name)
+        replaced = re.fullmatch(r"\..+\.[0-9a-f]{8}\.old", leftover.name)
+        if replaced or (staged and _is_abandoned(leftover, int(staged[1]))):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _is_abandoned(leftover: Path, pid: int) -> bool:
+    try:
+        # In a container each run may get the same process id.
+        return psutil.Process(pid).create_time() > leftover.stat().st_mtime
+    except psutil.NoSuchProcess:
+        return True
+    except FileNotFoundError:
+        return False
 
 
 def stage_key(name: str, settings: dict[str, object], upstream: dict[str, StageRef], *environment: str) -> str:

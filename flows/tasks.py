@@ -5,35 +5,21 @@ import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 from uuid import UUID
 
 from prefect import task
 from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import CacheKeyFnPolicy
 
-from components.errors import InputError
 from components.world_model.training import Progress
 from flows.config import LoopConfig
-from flows.lineage import code_digest, lock_digest
+from flows.lineage import code_digest, digest_of, lock_digest
+from flows.settings import require_writable
 from flows.stage_store import Stage, StageRef, StageStore, progress_sink, stage_key
 
 #: Seconds between two updates of a progress artifact.
 ARTIFACT_INTERVAL = 2.0
-
-
-def require_writable(folder: Path, setting: str) -> None:
-    """Make a folder, or say which setting names another one.
-
-    Raises:
-        InputError: it cannot be made or written.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be made: {error.strerror}; choose another folder with {setting}") from None
-    if not os.access(folder, os.W_OK):
-        raise InputError(f"{folder}: cannot be written; choose another folder with {setting}")
 
 
 @dataclass
@@ -64,8 +50,9 @@ class Run:
     def __call__(self, stage: Stage, **upstream: StageRef) -> StageRef:
         """Reuse or compute a stage; `upstream` are the stages that it reads, by role."""
         settings = self.config.model_dump(mode="json", include=set(stage.settings))
-        key = stage_key(stage.name, settings, upstream, code_digest(), lock_digest())
-        reuse = self.store.is_complete(stage.name, key) and not self.fresh
+        key = stage_key(stage.name, settings, upstream, code_digest(stage.code), lock_digest())
+        finished = self.store.is_complete(stage.name, key) and stage.still_there(self.store.folder(stage.name, key))
+        reuse = finished and not self.fresh
         if reuse:
             self.reused.append(stage.name)
             progress_sink.get()(stage.name, "reused", 1.0)
@@ -78,7 +65,7 @@ class Run:
 
 @dataclass(frozen=True)
 class _Work:
-    """What a task needs to compute its stage; never part of its key."""
+    """What a task needs to compute its stage; of it only the store's place is part of the cache's key."""
 
     stage: Stage
     config: LoopConfig
@@ -86,11 +73,12 @@ class _Work:
     reuse: bool
 
 
-@task(
-    persist_result=True,
-    result_serializer="json",
-    cache_policy=CacheKeyFnPolicy(cache_key_fn=lambda context, parameters: str(parameters["key"])),
-)
+def _cache_key(context: object, parameters: dict[str, Any]) -> str:
+    # A reference holds a path: one store's must not be answered for another's, or for the same store at its old place.
+    return digest_of(parameters["key"], str(parameters["work"].store.root))
+
+
+@task(persist_result=True, result_serializer="json", cache_policy=CacheKeyFnPolicy(cache_key_fn=_cache_key))
 def run_stage(key: str, upstream: dict[str, StageRef], work: _Work) -> StageRef:
     """The manifest on disk decides what is reused; Prefect's cache, with the same key, mirrors it."""
     stage = work.stage

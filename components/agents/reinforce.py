@@ -50,11 +50,11 @@ class ReinforceConfig(BaseModel):
     weight_cap: float = Field(default=5.0, ge=1, description="Cap of the one-request importance weights.")
     entropy: float = Field(default=0.002, ge=0, description="η: reward per nat of entropy; keeps slates varied.")
     pull: float = Field(
-        default=0.03,
+        default=0.05,
         ge=0,
         description="κ: cost per nat of distance to the logging policy; keeps the log able to judge.",
     )
-    learning_rate: float = Field(default=5e-3, gt=0, le=1, description="Adam's step size.")
+    learning_rate: float = Field(default=3e-3, gt=0, le=1, description="Adam's step size.")
     clip_norm: float = Field(default=1.0, gt=0, description="Largest norm of a gradient.")
     credit: Literal["positions", "clicks"] = Field(
         default="positions", description="'clicks' is the paper's form: only clicked positions learn."

@@ -59,7 +59,7 @@ class Config(BaseModel):
     n_users: int = Field(default=8_000, ge=20, description="Users of the shop.")
     n_sessions: int = Field(default=24_000, ge=10, description="Sessions in the log.")
     n_items: int = Field(default=240, ge=20, description="Items of the shop.")
-    n_candidates: int = Field(default=20, ge=4, le=50, description="Candidates of a request.")
+    n_candidates: int = Field(default=12, ge=4, le=50, description="Candidates of a request.")
     slate_size: int = Field(default=4, ge=1, le=10, description="Items shown at a request.")
     personal: float = Field(
         default=0.8, ge=0, le=1, description="Dial from one slate fits all (0) to fully personal (1)."

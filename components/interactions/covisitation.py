@@ -13,6 +13,7 @@ from components.interactions.log_folder import Log
 from components.interactions.vocabulary import Vocabulary
 
 N_NEIGHBORS = 20
+PSEUDO_VISITS = 10.0
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,8 @@ class Covisitation:
     """Item indices, most frequent first; 0 is padding."""
     weights: Float[Tensor, "V M"]
     """P(next item = neighbor | item), shrunk by ten pseudo-visits."""
+    one_visit: Float[Tensor, " V"]
+    """What a single visit adds to a weight: who learns from the very visits that were counted leaves out the one at hand."""
 
 
 def touched_items(rows: pl.LazyFrame, manifest: Manifest) -> pl.LazyFrame:
@@ -67,5 +70,7 @@ def count_covisitation(log: Log, vocabulary: Vocabulary) -> Covisitation:
     weights = np.zeros((vocabulary.size, N_NEIGHBORS), dtype=np.float32)
     place = vocabulary.indices(pairs["item_id"]), pairs["rank"].to_numpy()
     neighbors[place] = vocabulary.indices(pairs["next_id"])
-    weights[place] = pairs["len"].to_numpy() / (pairs["visits"].to_numpy() + 10.0)
-    return Covisitation(torch.from_numpy(neighbors), torch.from_numpy(weights))
+    weights[place] = pairs["len"].to_numpy() / (pairs["visits"].to_numpy() + PSEUDO_VISITS)
+    one_visit = np.zeros(vocabulary.size, dtype=np.float32)
+    one_visit[place[0]] = 1.0 / (pairs["visits"].to_numpy() + PSEUDO_VISITS)
+    return Covisitation(torch.from_numpy(neighbors), torch.from_numpy(weights), torch.from_numpy(one_visit))

@@ -23,6 +23,8 @@ from components.policies.slate_policy import SessionState
 #: pair(state, item): last touched, how recently touched, how often among the recent, how often it follows the last one.
 PAIR_FEATURES = ("is_last", "recency", "count", "covisitation")
 RECENCY_DECAY = 0.8
+#: Rate at which "follows the last item" begins to tell: the feature is ln(1 + P(item | last) / rate).
+FOLLOW_RATE = 0.01
 
 
 class EncoderConfig(BaseModel):
@@ -56,6 +58,7 @@ class SessionEncoder(nn.Module):
     id_rows: Tensor
     neighbors: Tensor
     neighbor_weights: Tensor
+    one_visit: Tensor
 
     def __init__(self, shape: EncoderShape) -> None:
         super().__init__()
@@ -65,6 +68,7 @@ class SessionEncoder(nn.Module):
         self.register_buffer("id_rows", torch.arange(shape.n_indices))
         self.register_buffer("neighbors", torch.zeros(shape.n_indices, N_NEIGHBORS, dtype=torch.long))
         self.register_buffer("neighbor_weights", torch.zeros(shape.n_indices, N_NEIGHBORS))
+        self.register_buffer("one_visit", torch.zeros(shape.n_indices))
         self.id_embedding = nn.Embedding(shape.n_indices, width, padding_idx=0)
         nn.init.normal_(self.id_embedding.weight.data[1:], std=0.05)
         nn.init.zeros_(self.id_embedding.weight.data[:1])
@@ -90,6 +94,7 @@ class SessionEncoder(nn.Module):
         self.id_rows.copy_(torch.where(counts > 0, self.id_rows, self.id_rows.clamp(max=UNKNOWN)))
         self.neighbors.copy_(covisitation.neighbors)
         self.neighbor_weights.copy_(covisitation.weights)
+        self.one_visit.copy_(covisitation.one_visit)
 
     def item_vectors(self, items: Int[Tensor, "*X"]) -> Float[Tensor, "*X D"]:
         """e_i; zero for padding."""
@@ -176,45 +181,77 @@ class SessionEncoder(nn.Module):
         found = packed.gather(1, torch.where(places >= 0, places, width).flatten(1))
         return found.unflatten(1, places.shape[1:])
 
-    def pair_features(self, state: SessionState, items: Int[Tensor, "B X"]) -> Float[Tensor, "B X P"]:
-        """What the session's recent items say of each item."""
+    def pair_features(
+        self, state: SessionState, items: Int[Tensor, "B X"], counted: Float[Tensor, "B X"] | None = None
+    ) -> Float[Tensor, "B X P"]:
+        """What the session's recent items say of each item.
+
+        Args:
+            state: B sessions.
+            items: X items for each of them.
+            counted: 1 where the user turned to the item next and that visit is among those that co-visitation counted. It
+                is left out: otherwise the feature would give away what is to be learned (Good and Turing's leave-one-out).
+        """
         recent = state.recent
+        last = recent[:, 0].long()
         same = (items[:, :, None] == recent[:, None, :]) & (recent[:, None, :] > 0)
         decay = RECENCY_DECAY ** torch.arange(recent.shape[1], device=items.device)
-        neighbors, weights = self.neighbors[recent[:, 0]], self.neighbor_weights[recent[:, 0]]
+        neighbors, weights = self.neighbors[last], self.neighbor_weights[last]
         follows = ((items[:, :, None] == neighbors[:, None, :]) * weights[:, None, :]).sum(2)
+        if counted is not None:
+            follows = (follows - counted * self.one_visit[last][:, None]).clamp(min=0.0)
         touched = same.float()
-        return torch.stack([touched[:, :, 0], (touched * decay).amax(2), touched.sum(2).log1p(), follows], dim=2)
+        followed = (follows / FOLLOW_RATE).log1p()
+        return torch.stack([touched[:, :, 0], (touched * decay).amax(2), touched.sum(2).log1p(), followed], dim=2)
 
-    def click_logits(self, state: SessionState, items: Int[Tensor, "B X"]) -> Float[Tensor, "B X"]:
+    def click_logits(
+        self, state: SessionState, items: Int[Tensor, "B X"], counted: Float[Tensor, "B X"] | None = None
+    ) -> Float[Tensor, "B X"]:
         """Click logit of each item, whatever its position."""
         vectors = self.item_vectors(items)
         logits = torch.einsum("bd,bxd->bx", self.click_query(state.hidden), vectors)
-        return logits + self._item_logits(vectors, items) + self._click_pair_logits(state, items)
+        return logits + self._item_logits(vectors, items) + self._click_pair_logits(state, items, counted)
 
     def catalogue_logits(self, state: SessionState, items: Int[Tensor, " X"]) -> Float[Tensor, "B X"]:
         """Click logits of one list of distinct items for every session: `click_logits` without its gather.
 
         The pair features are zero but for recent items and followers of the last one, so only those are computed.
         """
+        near = self.near_items(state)
+        logits = self.unpaired_logits(state, items)
+        rows, columns, places = self.places(near, items)
+        return logits.index_put_((rows, places), self._click_pair_logits(state, near)[rows, columns], accumulate=True)
+
+    def unpaired_logits(self, state: SessionState, items: Int[Tensor, " X"]) -> Float[Tensor, "B X"]:
+        """`catalogue_logits` of sessions that none of the items is near to."""
         vectors = self.item_vectors(items)
-        logits = torch.addmm(self._item_logits(vectors, items), self.click_query(state.hidden), vectors.T)
-        near = torch.cat([state.recent.long(), self.neighbors[state.recent[:, 0]]], dim=1)
-        places = torch.full((self.shape.n_indices,), -1, device=items.device)
-        places[items] = torch.arange(len(items), device=items.device)
-        places[0] = -1
-        # An item that is near for two reasons counts once.
+        return torch.addmm(self._item_logits(vectors, items), self.click_query(state.hidden), vectors.T)
+
+    def near_items(self, state: SessionState) -> Int[Tensor, "B X"]:
+        """Items with pair features: recent ones and followers of the last one, each once; 0 is padding."""
+        near = torch.cat([state.recent.long(), self.neighbors[state.recent[:, 0].long()]], dim=1)
         again = (near[:, :, None] == near[:, None, :]).tril(-1).any(2)
-        rows, columns = torch.nonzero((places[near] >= 0) & ~again, as_tuple=True)
-        paired = self._click_pair_logits(state, near)[rows, columns]
-        return logits.index_put_((rows, places[near[rows, columns]]), paired, accumulate=True)
+        return torch.where(again, 0, near)
+
+    def places(
+        self, named: Int[Tensor, "B Y"], items: Int[Tensor, " X"]
+    ) -> tuple[Int[Tensor, " P"], Int[Tensor, " P"], Int[Tensor, " P"]]:
+        """Where the items that sessions name stand on a list of distinct items: rows and columns of `named`, places."""
+        place = torch.full((self.shape.n_indices,), -1, device=items.device)
+        place[items] = torch.arange(len(items), device=items.device)
+        place[0] = -1
+        found = place[named]
+        rows, columns = torch.nonzero(found >= 0, as_tuple=True)
+        return rows, columns, found[rows, columns]
 
     def _item_logits(self, vectors: Float[Tensor, "*X D"], items: Int[Tensor, "*X"]) -> Float[Tensor, "*X"]:
         return self.click_item(vectors)[..., 0] + self.click_bias(self.id_rows[items])[..., 0]
 
-    def _click_pair_logits(self, state: SessionState, items: Int[Tensor, "B X"]) -> Float[Tensor, "B X"]:
+    def _click_pair_logits(
+        self, state: SessionState, items: Int[Tensor, "B X"], counted: Float[Tensor, "B X"] | None = None
+    ) -> Float[Tensor, "B X"]:
         weights = self.click_pair.weight + self.click_pair_query(state.hidden)
-        return torch.einsum("bp,bxp->bx", weights, self.pair_features(state, items))
+        return torch.einsum("bp,bxp->bx", weights, self.pair_features(state, items, counted))
 
     def purchase_logits(self, state: SessionState, items: Int[Tensor, "B X"]) -> Float[Tensor, "B X"]:
         """Purchase logit of each item, given that it is clicked; trains its own head only."""

@@ -73,9 +73,16 @@ class UserModel(nn.Module):
         self.skip = nn.Linear(hidden, 1)
         self.leave = nn.Sequential(nn.Linear(hidden + 2 * width + 2, 32), nn.Tanh(), nn.Linear(32, 1))
 
-    def click_logits(self, state: SessionState, slates: Int[Tensor, "B K"]) -> Float[Tensor, "B K"]:
+    @property
+    def shared_weights(self) -> list[nn.Parameter]:
+        """The few weights that every item and session shares: positions and pair features."""
+        return [self.position, self.clicks_above, self.encoder.click_pair.weight, self.encoder.purchase_pair.weight]
+
+    def click_logits(
+        self, state: SessionState, slates: Int[Tensor, "B K"], counted: Float[Tensor, "B K"] | None = None
+    ) -> Float[Tensor, "B K"]:
         """Logit of each position before the clicks above it count; -inf for padding."""
-        logits = self.encoder.click_logits(state, slates) + self.position
+        logits = self.encoder.click_logits(state, slates, counted) + self.position
         return torch.where(slates > 0, logits, -torch.inf)
 
     def leave_logits(
@@ -113,7 +120,7 @@ class UserModel(nn.Module):
             batch: logged or generated sessions.
             weights: weight of each request; 1 for all where not given.
             negatives: for logs without slates, distinct items that stand for the catalogue (sampled softmax).
-            negative_log_q: log of the expected number of times each of them is drawn.
+            negative_log_q: log of the chance with which each of them is drawn.
         """
         state = self.encoder.states(batch)
         flat = FlatRequests.of(batch)
@@ -145,7 +152,8 @@ class UserModel(nn.Module):
         self, state: SessionState, flat: "FlatRequests", weight: Float[Tensor, " M"]
     ) -> tuple[Tensor, Tensor]:
         above = flat.clicks.cumsum(1) - flat.clicks
-        logits = self.encoder.click_logits(state, flat.slates) + self.position + self.clicks_above * above
+        logits = self.encoder.click_logits(state, flat.slates, self._counted(flat.clicks))
+        logits = logits + self.position + self.clicks_above * above
         loss = functional.binary_cross_entropy_with_logits(logits, flat.clicks, reduction="none")
         known = weight[:, None] * flat.observed
         return (known * loss).sum(), known.sum()
@@ -153,15 +161,21 @@ class UserModel(nn.Module):
     def _choice_loss(
         self, state: SessionState, flat: "FlatRequests", weight: Float[Tensor, " M"]
     ) -> tuple[Tensor, Tensor]:
-        log_p = self._choice_log_probs(state, flat.slates)
+        log_p = self._choice_log_probs(state, flat.slates, self._counted(flat.clicks))
         none = 1.0 - flat.clicks.sum(1, keepdim=True).clamp(max=1.0)
         chosen = torch.cat([flat.clicks, none], dim=1)
         known = weight * flat.observed.any(1)
         loss = -(chosen * torch.where(chosen > 0, log_p, 0.0)).sum(1)
         return (known * loss).sum(), known.sum()
 
-    def _choice_log_probs(self, state: SessionState, slates: Int[Tensor, "B K"]) -> Float[Tensor, "B K+1"]:
-        return torch.cat([self.click_logits(state, slates), self.skip(state.hidden)], dim=1).log_softmax(1)
+    def _choice_log_probs(
+        self, state: SessionState, slates: Int[Tensor, "B K"], counted: Float[Tensor, "B K"] | None = None
+    ) -> Float[Tensor, "B K+1"]:
+        return torch.cat([self.click_logits(state, slates, counted), self.skip(state.hidden)], dim=1).log_softmax(1)
+
+    def _counted(self, clicks: Float[Tensor, "M K"]) -> Float[Tensor, "M K"] | None:
+        """In training, the first click of each slate: it is the visit that co-visitation counted after the last item."""
+        return clicks * (clicks.cumsum(1) == 1) if self.training else None
 
     def _next_item_loss(
         self,
@@ -179,11 +193,16 @@ class UserModel(nn.Module):
             loss = functional.cross_entropy(logits, targets.long() - 1, reduction="none")
         else:
             assert negative_log_q is not None
-            # Sampled softmax with the log-q correction (Bengio and Senécal 2008); a drawn target counts once.
-            logits = self.encoder.catalogue_logits(state, negatives) - negative_log_q
-            logits = torch.where(negatives == targets[:, None], -torch.inf, logits)
-            target = self.encoder.click_logits(state, targets[:, None])
-            loss = -torch.cat([target, logits], dim=1).log_softmax(1)[:, 0]
+            # Sampled softmax (Bengio and Senécal 2008). Items near to the session hold most of the probability, so they
+            # are summed exactly; the drawn ones stand for the rest, each for 1 / (chance to be drawn).
+            near = self.encoder.near_items(state)
+            exact = torch.cat([targets[:, None].long(), torch.where(near == targets[:, None], 0, near)], dim=1)
+            counted = (exact == targets[:, None]).float() if self.training else None
+            exact_logits = self.encoder.click_logits(state, exact, counted).where(exact > 0, -torch.inf)
+            drawn_logits = self.encoder.unpaired_logits(state, negatives) - negative_log_q
+            rows, _, places = self.encoder.places(exact, negatives)
+            drawn_logits = drawn_logits.index_put_((rows, places), drawn_logits.new_tensor(-torch.inf))
+            loss = -torch.cat([exact_logits, drawn_logits], dim=1).log_softmax(1)[:, 0]
         return (weight * loss).sum(), weight.sum()
 
     def click_probabilities(

@@ -33,6 +33,7 @@ from components.policies.slate_policy import (
 from flows import stages
 from flows.benchmarks import Budget, Context, Figure
 from flows.config import LoopConfig
+from flows.stage_store import Stage
 
 BUDGET = Budget(full=90, quick=5)
 JUDGED_SESSIONS = 40_000
@@ -89,7 +90,7 @@ def _one_seed(config: LoopConfig) -> dict[str, float]:
         def silent(message: str, share: float) -> None:
             pass
 
-        def run(stage: stages.Stage, out: str, **upstream: str) -> None:
+        def run(stage: Stage, out: str, **upstream: str) -> None:
             paths = {role: folders[name] for role, name in upstream.items()}
             stage.compute(config, **paths, out=folders[out], progress=silent)
 

@@ -1,9 +1,7 @@
 import asyncio
 import os
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,12 +9,10 @@ from typing import Any
 import bentoml
 import httpx
 import pytest
-import torch
+from bento_server import asked_again, served
 from starlette.testclient import TestClient
 
-from components.policies import plackett_luce
 from components.policies.policy_folder import StoredPolicy
-from components.policies.single_request import LiveSession, encode_session
 from services.packaging import build_bento
 from services.policy_store import load_model
 from services.recommender import Recommender, RecommendRequest, ServedPolicy
@@ -37,15 +33,6 @@ BODY: dict[str, Any] = {
         }
     ],
 }
-
-
-def asked_again(stored: StoredPolicy, body: dict[str, Any], slate: list[str]) -> float:
-    """The log_prob of a slate as the library computes it."""
-    session = LiveSession(**{name: body[name] for name in ("candidates", "context", "events", "past_requests")})
-    places = torch.tensor([[session.candidates.index(item_id) for item_id in slate]])
-    with torch.no_grad():
-        log_probs = plackett_luce.log_prob(stored.policy.logits(*encode_session(stored, session)), places)
-    return float(log_probs.double().sum())
 
 
 @pytest.fixture(scope="module")
@@ -121,42 +108,8 @@ def test_the_module_is_imported_without_a_model_store(tmp_path: Path) -> None:
 @pytest.fixture
 def address(policy_tag: str, bentoml_home: Path, tmp_path: Path) -> Iterator[str]:
     """A Bento with the policy, served by a process of its own."""
-    bento = build_bento({"champion": policy_tag})
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    output = (tmp_path / "server.txt").open("w+")
-    environment = os.environ | {"BENTOML_HOME": str(bentoml_home), "BENTOML_DO_NOT_TRACK": "True"}
-    server = subprocess.Popen(
-        [sys.executable, "-m", "bentoml", "serve", bento, "--host", "127.0.0.1", "--port", str(port)],
-        cwd=tmp_path,
-        env=environment,
-        stdout=output,
-        stderr=subprocess.STDOUT,
-    )
-    try:
-        deadline = time.monotonic() + 120
-        while not is_ready(f"http://127.0.0.1:{port}"):
-            if server.poll() is not None or time.monotonic() > deadline:
-                output.seek(0)
-                pytest.fail(f"the server did not come up: {output.read()[-2000:]}")
-            time.sleep(0.2)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.terminate()
-        try:
-            server.wait(timeout=20)
-        except subprocess.TimeoutExpired:
-            server.kill()
-            server.wait()
-        output.close()
-
-
-def is_ready(address: str) -> bool:
-    try:
-        return httpx.get(f"{address}/readyz", timeout=2).status_code == 200
-    except httpx.TransportError:
-        return False
+    with served(build_bento({"champion": policy_tag}), bentoml_home, tmp_path) as address:
+        yield address
 
 
 def test_the_library_reproduces_the_log_prob_of_a_slate_served_from_its_bento(address: str, policy_tag: str) -> None:

@@ -58,6 +58,18 @@ def import_log(config: Config, path: Path, out: Path, loop: str) -> Log:
     return write_log(out, manifest, parts, items)
 
 
+def files_read(config: Config, path: Path) -> list[Path]:
+    """What `import_log` reads: `path`, the mapping, and the file of items where `path` is not the folder around it.
+
+    Raises:
+        InputError: the mapping is missing, or is none.
+    """
+    folder = path if path.is_dir() else path.parent
+    mapping_path = config.mapping or folder / "mapping.toml"
+    items = read_mapping(mapping_path).items
+    return [path, mapping_path, *([folder / items.file] if items is not None else [])]
+
+
 def _log_cells(file: MappedFile, mapping: TableMapping) -> list[Cells]:
     """How every mapped column of the log is read, under the contract's names; features and signals are dotted."""
 

@@ -1,0 +1,132 @@
+"""The command line in processes and folders of the tests' own, and a loop that takes seconds."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+#: The stages in the order in which they run.
+STAGES = (
+    "import-data",
+    "data-version",
+    "validate",
+    "split",
+    "user-model",
+    "behavior",
+    "world-model",
+    "policy",
+    "baseline",
+    "estimates",
+    "ab-test",
+    "gate",
+    "package",
+    "drift-reference",
+)
+
+#: A shop and budgets so small that the loop takes seconds; what it learns is worth nothing.
+LEARN_LITTLE = """
+[encoder]
+item_width = 8
+hidden_width = 16
+[user_model]
+max_epochs = 1
+[behavior]
+epochs = 1
+[adversarial]
+sessions = 100
+[trust]
+sessions = 100
+[reinforce]
+iterations = 2
+sessions = 50
+[cem]
+iterations = 1
+population = 4
+elite = 2
+sessions = 50
+[ab]
+sessions = 400
+"""
+SMALL_SHOP = """
+[source]
+name = "storefront"
+n_sessions = 800
+n_users = 300
+n_items = 80
+n_candidates = 20
+"""
+FOREIGN = ("PREFECT_", "BENTOML_", "SLATELOOP_", "DVC_")
+
+
+@dataclass(frozen=True)
+class Place:
+    """A working folder with a home, a store and runs of its own."""
+
+    root: Path
+    api: str | None = None
+    """The Prefect server to use; without one each run starts its own."""
+    environment: dict[str, str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.root.mkdir(exist_ok=True)
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
+        own = {f"SLATELOOP_{name.upper()}": str(self.root / name) for name in ("home", "runs", "data")}
+        server = {} if self.api is None else {"PREFECT_API_URL": self.api}
+        object.__setattr__(self, "environment", kept | own | server)
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        """Start the command line as the head of a process group."""
+        return subprocess.Popen(
+            [sys.executable, "-m", "flows.command_line", *arguments],
+            cwd=self.root,
+            env=self.environment | {"PYTHONPATH": str(Path(__file__).parents[2])},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def call(self, *arguments: str, timeout: float = 300) -> "Answer":
+        """Run the command line to its end."""
+        process = self.start(*arguments)
+        try:
+            output, errors = process.communicate(timeout=timeout)
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+        return Answer(process.returncode, output, errors)
+
+    def write(self, name: str, text: str) -> str:
+        """Write a file; returns its path."""
+        (self.root / name).write_text(text)
+        return str(self.root / name)
+
+    def half_written(self) -> list[Path]:
+        """Everything that is temporary by its name."""
+        folders = [self.root / name for name in ("home/stages", "runs", "data")]
+        return [path for folder in folders for pattern in (".*.tmp", ".*.old") for path in folder.rglob(pattern)]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a process left."""
+
+    code: int
+    output: str
+    errors: str
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """The one JSON document on stdout."""
+        assert self.code == 0, self.errors
+        document: dict[str, Any] = json.loads(self.output)
+        return document
+
+    def stages(self, word: str) -> list[str]:
+        """Stages that stderr names with a word such as `reused`."""
+        lines = [line.split() for line in self.errors.splitlines()]
+        return [line[0] for line in lines if line[1:2] == [word]]

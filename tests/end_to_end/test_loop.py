@@ -1,0 +1,115 @@
+"""The whole loop, its parts as they are, on a very small shop."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import httpx
+import polars as pl
+import pytest
+from bento_server import asked_again, served
+from slateloop_process import LEARN_LITTLE, SMALL_SHOP, STAGES, Answer, Place
+
+from components.policies.policy_folder import load_policy
+
+POLICY = Path("policies/reinforce/policy.safetensors")
+
+
+def run_folder(answer: Answer) -> Path:
+    return Path(answer.document["run"]["folder"])
+
+
+def test_a_run_comes_to_a_decision_and_leaves_one_whole_folder(first_run: Answer, shop: Place) -> None:
+    assert first_run.code == 0, first_run.errors
+    assert first_run.document["decision"]["outcome"] in ("hold", "canary", "promote")
+    assert first_run.document["decision"]["reasons"]
+    assert first_run.stages("done") == list(STAGES)
+    assert {path.name for path in run_folder(first_run).iterdir()} == {
+        *(f"{name}.json" for name in ("run", "decision", "evidence", "lineage")),
+        *("report.html", "policies", "data_docs", "quarantine", "drift_reference"),
+    }
+    assert run_folder(first_run).parent == shop.root / "runs"
+    assert (run_folder(first_run) / POLICY).is_file()
+    assert (shop.root / "data" / "storefront" / "manifest.json").is_file()
+    assert shop.half_written() == []
+
+
+def test_stderr_tells_the_stages_and_nothing_else(first_run: Answer) -> None:
+    assert [line.split()[0] for line in first_run.errors.splitlines()] == list(STAGES)
+
+
+def test_the_report_needs_nothing_but_its_folder(first_run: Answer) -> None:
+    page = (run_folder(first_run) / "report.html").read_text()
+    assert first_run.document["decision"]["outcome"].upper() in page.upper()
+    for target in re.findall(r'(?:src|href)="([^"]*)"', page):
+        if target.startswith(("#", "data:")):
+            continue
+        assert "//" not in target
+        assert (run_folder(first_run) / target.partition("#")[0]).exists(), target
+
+
+def test_the_lineage_says_what_the_policy_was_made_from(first_run: Answer) -> None:
+    lineage = first_run.document["lineage"]
+    assert set(lineage["stages"]) == set(STAGES)
+    assert (lineage["seed"], lineage["threads"], lineage["reused"]) == (0, 1, [])
+    assert lineage["config"]["source"]["n_sessions"] == 800
+    for name in ("data_digest", "code_digest", "lock_digest", "policy_digest"):
+        assert len(lineage[name]) == 64
+
+
+def test_the_same_command_reuses_every_stage_and_comes_to_the_same_result(first_run: Answer, shop: Place) -> None:
+    again = shop.call("run", "--config", "loop.toml", "--json")
+    assert again.stages("reused") == list(STAGES)
+    assert again.document["lineage"]["reused"] == list(STAGES)
+    assert again.document["lineage"]["policy_digest"] == first_run.document["lineage"]["policy_digest"]
+    assert again.document["decision"] == first_run.document["decision"]
+
+
+def test_in_another_home_and_without_a_server_the_weights_are_the_same_bytes(first_run: Answer, tmp_path: Path) -> None:
+    place = Place(tmp_path / "other")
+    place.write("loop.toml", SMALL_SHOP + LEARN_LITTLE)
+    other = place.call("run", "--config", "loop.toml", "--json")
+    assert other.stages("done") == list(STAGES)
+    assert other.document["lineage"]["stages"] == first_run.document["lineage"]["stages"]
+    assert (run_folder(other) / POLICY).read_bytes() == (run_folder(first_run) / POLICY).read_bytes()
+
+
+def test_the_server_shows_the_run_its_stages_and_an_artifact_of_each(first_run: Answer, prefect_api: str) -> None:
+    def ask(what: str, **question: Any) -> list[dict[str, Any]]:
+        answer = httpx.post(f"{prefect_api}/{what}/filter", json={"limit": 200} | question, timeout=30)
+        answer.raise_for_status()
+        found: list[dict[str, Any]] = answer.json()
+        return found
+
+    runs = ask("flow_runs", sort="START_TIME_ASC")
+    run = next(run for run in runs if run["start_time"][:16] == first_run.document["run"]["started"][:16])
+    assert run["state_type"] == "COMPLETED"
+    assert run["parameters"]["config"]["source"]["n_sessions"] == 800
+    own = {"flow_runs": {"id": {"any_": [run["id"]]}}}
+    tasks = {task["name"].rpartition("-")[0]: task["state_type"] for task in ask("task_runs", **own)}
+    assert tasks == dict.fromkeys(STAGES, "COMPLETED")
+    artifacts = ask("artifacts", **own)
+    assert {artifact["key"] for artifact in artifacts if artifact["type"] == "markdown"} == set(STAGES)
+    gate = next(artifact["data"] for artifact in artifacts if artifact["key"] == "gate")
+    assert gate.startswith(f"# {first_run.document['decision']['outcome'].upper()}")
+
+
+def test_the_library_reproduces_the_log_prob_of_a_slate_served_by_the_loops_bento(
+    first_run: Answer, shop: Place, tmp_path: Path
+) -> None:
+    lineage = first_run.document["lineage"]
+    items = pl.read_parquet(shop.root / "data" / "storefront" / "items.parquet")["item_id"].to_list()
+    body: dict[str, Any] = {
+        "loop": "shop",
+        "user_id": "somebody",
+        "arm": "challenger",
+        "candidates": [*items[:12], "an-item-of-tomorrow"],
+        "past_requests": [{"slate": items[:4], "clicked": [True, False, False, False]}],
+    }
+    stored = load_policy((run_folder(first_run) / POLICY).parent)
+    with served(lineage["bento_tag"], shop.root / "home" / "bentoml", tmp_path) as address:
+        answer = httpx.post(f"{address}/recommend", json=body, timeout=30)
+    assert answer.status_code == 200, answer.text
+    told = answer.json()
+    assert (told["arm"], told["policy"]) == ("challenger", lineage["policy_tag"])
+    assert told["log_prob"] == pytest.approx(asked_again(stored, body, told["slate"]), abs=1e-5)

@@ -1,0 +1,84 @@
+"""A user's own log, mapped from CSV, through the whole loop: few bad rows are put aside, many stop it."""
+
+from pathlib import Path
+
+import polars as pl
+import pytest
+from slateloop_process import LEARN_LITTLE, Place
+
+from components.interactions.log_folder import Log
+
+MAPPING = """
+[log]
+file = "log.csv"
+evidence = "propensities"
+responses = "per_position"
+ratio_assumption = "cascade"
+[columns]
+session_id = "visit"
+user_id = "visitor"
+step = "n"
+timestamp = "shown_at"
+slate = "shown"
+slate_log_prob = "lp"
+candidates = "pool"
+clicked = "clicks"
+purchased = "buys"
+"""
+
+
+@pytest.fixture
+def place(storefront_log: Log, prefect_api: str, tmp_path: Path) -> Place:
+    """The shop's log as a CSV of one's own, whose first eight rows show an item twice."""
+    place = Place(tmp_path / "own", prefect_api)
+    place.write("loop.toml", LEARN_LITTLE)
+    rows = storefront_log.scan().collect().sort("session_id", "step").head(1_200)
+    lists = {"shown": "slate", "pool": "candidates", "clicks": "clicked", "buys": "purchased"}
+    if rows["candidates"].null_count():
+        table = storefront_log.candidate_table().rename({"candidates": "listed"})
+        rows = rows.join(table, on="candidates_digest", how="left").with_columns(candidates=pl.col("listed"))
+    twice = pl.concat_list(pl.col("slate").list.first(), pl.col("slate").list.head(3))
+    rows = rows.with_columns(slate=pl.when(pl.int_range(pl.len()) < 8).then(twice).otherwise("slate"))
+    (place.root / "log").mkdir()
+    rows.select(
+        visit="session_id",
+        visitor="user_id",
+        n="step",
+        shown_at=pl.col("timestamp").dt.to_string("iso:strict"),
+        lp="slate_log_prob",
+        **{
+            name: pl.col(column).cast(pl.List(pl.Int8) if name in ("clicks", "buys") else pl.List(pl.String))
+            .cast(pl.List(pl.String)).list.join("|")
+            for name, column in lists.items()
+        },
+    ).write_csv(place.root / "log" / "log.csv")  # fmt: skip
+    (place.root / "log" / "mapping.toml").write_text(MAPPING)
+    return place
+
+
+def test_few_bad_rows_are_put_aside_and_the_loop_goes_on_and_too_many_stop_it(place: Place) -> None:
+    command = ("run", "--source", "table", "--path", "log", "--config", "loop.toml")
+    stopped = place.call(*command, "--set", "validation.max_quarantined_share=0.005")
+    assert stopped.code == 2
+    assert "Traceback" not in stopped.errors
+    assert "8 of 1200 rows (0.67%) are bad; max_quarantined_share allows 0.50%" in stopped.errors
+    assert "- slate_repeats_an_item: 8 rows, such as request" in stopped.errors
+    assert stopped.errors.count("What was found is in") == 1
+    (rejected,) = (place.root / "home" / "stages" / "rejected").iterdir()
+    assert "slate_repeats_an_item" in pl.read_parquet(rejected / "quarantine" / "rows.parquet")["reasons"].explode()
+    assert not list((place.root / "runs").iterdir())
+
+    decided = place.call(*command, "--json")
+    data = decided.document["evidence"]["data"]
+    assert data["quarantine_reasons"]["slate_repeats_an_item"] == 8
+    assert data["n_quarantined"] >= 8
+    assert decided.stages("reused") == ["import-data", "data-version"]
+    assert pl.read_parquet(Path(decided.document["run"]["folder"]) / "quarantine" / "rows.parquet").height >= 8
+    assert decided.document["evidence"]["ab"]["label"] == "simulated in a world model"
+
+    mapping = place.root / "log" / "mapping.toml"
+    mapping.write_text(mapping.read_text() + '[reward]\nname = "buys"\nweights = { bought = 1 }\n')
+    changed = place.call(*command)
+    assert changed.code == 2
+    assert "mapping.toml" in changed.errors
+    assert "bought" in changed.errors

@@ -1,0 +1,28 @@
+"""Prefect, DVC and BentoML are given homes of the tests' own, and each test its own folders."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from flows.settings import TELEMETRY_OFF
+
+
+@pytest.fixture(scope="session", autouse=True)
+def tool_homes(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Prefect reads its home when it is first imported: set before any test of this folder can do that."""
+    os.environ.update(TELEMETRY_OFF)
+    os.environ["PREFECT_HOME"] = str(tmp_path_factory.mktemp("prefect"))
+    os.environ.setdefault("BENTOML_HOME", str(tmp_path_factory.mktemp("bentoml")))
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path) -> Iterator[Path]:
+    """Folder with the test's `home`, `runs` and `data`; the environment is as before when the test ends."""
+    before = dict(os.environ)
+    for name in ("home", "runs", "data"):
+        os.environ[f"SLATELOOP_{name.upper()}"] = str(tmp_path / name)
+    yield tmp_path
+    os.environ.clear()
+    os.environ.update(before)

@@ -1,0 +1,325 @@
+"""The command line in this process; tests/end_to_end starts it in processes of its own."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
+from components.interactions.log_folder import Log, open_log
+from flows.command_line import app
+from flows.config import LoopConfig
+from flows.run_record import RunSummary
+
+HEAVY = ("torch", "prefect", "great_expectations", "evidently", "bentoml", "polars", "dvc", "scipy", "matplotlib")
+
+
+def call(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def refused(*arguments: str | Path) -> str:
+    """What stderr says where a user's input is wrong."""
+    answer = call(*arguments)
+    assert answer.exit_code == 2, (answer.output, answer.exception)
+    assert "Traceback" not in answer.stderr
+    assert answer.stdout == ""
+    assert answer.stderr.startswith("slateloop: ")
+    return answer.stderr
+
+
+def test_importing_the_command_line_imports_none_of_the_heavy_libraries() -> None:
+    code = f"import sys, flows.command_line; print([name for name in {HEAVY} if name in sys.modules])"
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    assert answer.stdout.strip() == "[]"
+
+
+def test_help_names_every_command_with_an_example() -> None:
+    help_text = call("--help").output
+    for command in app.registered_commands:
+        assert command.name is not None
+        assert command.name in help_text
+        assert f"Example: slateloop {command.name}" in " ".join(call(command.name, "--help").output.split())
+
+
+def test_the_schema_describes_the_configuration_and_its_defaults_fit() -> None:
+    answer = call("schema")
+    assert answer.exit_code == 0
+    schema = json.loads(answer.stdout)
+    assert set(schema["properties"]) == set(LoopConfig.model_fields)
+    assert set(schema["properties"]["source"]["discriminator"]["mapping"]) == {
+        "storefront",
+        "sessions",
+        "table",
+        "trivago",
+    }
+    check_schema(LoopConfig().model_dump(mode="json"), schema, schema)
+
+
+def check_schema(value: Any, schema: dict[str, Any], root: dict[str, Any]) -> None:
+    """Keys, and types of plain values, as the schema says; enough of JSON Schema for what pydantic writes of ours."""
+    if "$ref" in schema:
+        schema = root["$defs"][schema["$ref"].rpartition("/")[2]]
+    for choices in (schema.get("anyOf"), schema.get("oneOf")):
+        if choices:
+            kinds = [root["$defs"][part["$ref"].rpartition("/")[2]] if "$ref" in part else part for part in choices]
+            fitting = [kind for kind in kinds if fits(value, kind)]
+            assert fitting, (value, kinds)
+            schema = fitting[0]
+    assert fits(value, schema), (value, schema)
+    if schema.get("type") == "object" and "properties" in schema:
+        for key, part in value.items():
+            check_schema(part, schema["properties"][key], root)
+
+
+def fits(value: Any, schema: dict[str, Any]) -> bool:
+    if "const" in schema:
+        return bool(value == schema["const"])
+    types = {"object": dict, "integer": int, "number": (int, float), "string": str, "null": type(None), "boolean": bool}
+    if not isinstance(value, types.get(schema.get("type", ""), object)):  # type: ignore[arg-type]
+        return False
+    if schema.get("type") == "object" and "properties" in schema:
+        properties = schema["properties"]
+        same_name = "const" not in properties.get("name", {}) or properties["name"]["const"] == value.get("name")
+        return same_name and set(value) <= set(properties)
+    return bool(schema.get("minimum", value) <= value <= schema.get("maximum", value)) if value is not None else True
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["run", "--set", "reinforce.gama=1"], ["unknown key 'reinforce.gama'", "gamma"]),
+        (["run", "--set", "ab.sessions=1"], ["ab.sessions = 1", "greater than or equal to 100"]),
+        (["run", "--source", "shop"], ["unknown source", "'shop'", "storefront, sessions, table, trivago"]),
+        (["run", "--source", "sessions"], ["'sessions' reads a file or folder", "--path"]),
+        (["run", "--source", "trivago", "--path", "/no/where"], ["/no/where: no such file or folder"]),
+        (["run", "--config", "/no/loop.toml"], ["/no/loop.toml: cannot be read: No such file"]),
+        (["import", "--source", "table", "--out", "x"], ["'table' reads a file or folder", "--path"]),
+        (["validate", "/no/where"], ["/no/where: no such folder; expected a log"]),
+        (["evaluate", "--policy", "shop:1", "--log", "/no/where"], ["/no/where: no such folder; expected a log"]),
+        (["show", "shop-1"], ["run 'shop-1'", "the runs are: none yet"]),
+        (["data", "pin"], ["data: holds no data to pin", "slateloop run"]),
+    ],
+)
+def test_wrong_input_ends_in_one_sentence_and_exit_code_2(arguments: list[str], words: list[str]) -> None:
+    said = refused(*arguments)
+    for word in words:
+        assert word in said
+
+
+@pytest.mark.parametrize("arguments", [["run", "--bogus"], ["dance"], ["import", "--out", "x"], ["show"]])
+def test_a_wrong_call_is_wrong_input_too(arguments: list[str]) -> None:
+    assert call(*arguments).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("setting", "name"), [("--out", "RUNS"), ("SLATELOOP_HOME", "HOME"), ("SLATELOOP_DATA", "DATA")]
+)
+def test_an_output_that_cannot_be_written_is_named_with_its_setting(
+    setting: str, name: str, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (place / "file").touch()
+    monkeypatch.setenv(f"SLATELOOP_{name}", str(place / "file" / "below"))
+    said = refused("run")
+    assert f"{place}/file/below: cannot be made" in said
+    assert setting in said
+
+
+def write_run(folder: Path, name: str, started: str) -> None:
+    (folder / name).mkdir(parents=True)
+    summary = {"run": name, "loop": "shop", "source": "table", "outcome": "hold", "folder": "/moved/away"}
+    record = RunSummary.model_validate(summary | {"started": started})
+    (folder / name / "run.json").write_text(record.model_dump_json())
+    decision = {"outcome": "hold", "reasons": [{"check": "gain", "passed": False, "allows": "hold", "text": "None."}]}
+    (folder / name / "decision.json").write_text(json.dumps(decision))
+    for record_name in ("evidence", "lineage"):
+        (folder / name / f"{record_name}.json").write_text("{}")
+
+
+def test_runs_are_listed_oldest_first_without_those_that_are_not_whole(place: Path) -> None:
+    write_run(place / "runs", "shop-2", "2026-01-02T00:00:00Z")
+    write_run(place / "runs", "shop-10", "2026-01-01T00:00:00Z")
+    write_run(place / "runs", ".shop-3.17.abcdef.tmp", "2026-01-03T00:00:00Z")
+    (place / "runs" / "notes").mkdir()
+    answer = call("runs", "--json")
+    assert [run["run"] for run in json.loads(answer.stdout)] == ["shop-10", "shop-2"]
+    assert "shop-10" in call("runs").stdout
+
+
+def test_a_run_is_shown_by_its_name_or_a_beginning_that_fits_no_other(place: Path) -> None:
+    write_run(place / "runs", "shop-1", "2026-01-01T00:00:00Z")
+    write_run(place / "runs", "shop-12", "2026-01-02T00:00:00Z")
+    assert json.loads(call("show", "shop-1", "--json").stdout)["run"]["run"] == "shop-1"
+    assert json.loads(call("show", "shop-12", "--json").stdout)["run"]["run"] == "shop-12"
+    assert "HOLD" in call("show", "shop-1").stdout
+    assert "2 runs in" in refused("show", "shop")
+    assert "the runs are: shop-1, shop-12" in refused("show", "other")
+
+
+def test_a_damaged_summary_is_named(place: Path) -> None:
+    write_run(place / "runs", "shop-1", "2026-01-01T00:00:00Z")
+    (place / "runs" / "shop-1" / "run.json").write_text('{"run": 1')
+    assert "shop-1/run.json: is no run's summary" in refused("runs")
+
+
+Damage = Callable[[Path], None]
+
+
+@pytest.fixture
+def log(storefront_log: Log, tmp_path: Path) -> Path:
+    """A log of one's own, to be damaged."""
+    return shutil.copytree(storefront_log.path, tmp_path / "log")
+
+
+def part(log: Path) -> Path:
+    return sorted((log / "requests").glob("*.parquet"))[0]
+
+
+def rewrite(log: Path, change: Callable[[pl.DataFrame], pl.DataFrame]) -> None:
+    change(pl.read_parquet(part(log))).write_parquet(part(log))
+
+
+def truncate(log: Path) -> None:
+    part(log).write_bytes(part(log).read_bytes()[:1_000])
+
+
+def retype(log: Path) -> None:
+    rewrite(log, lambda rows: rows.with_columns(pl.col("step").cast(pl.String)))
+
+
+def drop(log: Path) -> None:
+    rewrite(log, lambda rows: rows.drop("slate_log_prob"))
+
+
+def empty(log: Path) -> None:
+    for path in (log / "requests").iterdir():
+        path.unlink()
+
+
+def empty_rows(log: Path) -> None:
+    for path in (log / "requests").iterdir():
+        pl.read_parquet(path).clear().write_parquet(path)
+
+
+def of_tomorrow(log: Path) -> None:
+    text = (log / "manifest.json").read_text()
+    (log / "manifest.json").write_text(text.replace('"contract_version": 1', '"contract_version": 2'))
+
+
+def mistyped(log: Path) -> None:
+    text = (log / "manifest.json").read_text()
+    (log / "manifest.json").write_text(text.replace('"slate_size": 4', '"slate_size": "four"'))
+
+
+def certain(log: Path) -> None:
+    for path in (log / "requests").iterdir():
+        pl.read_parquet(path).with_columns(slate_log_prob=pl.lit(0.0)).write_parquet(path)
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (truncate, ["part-00000.parquet", "not readable as Parquet"]),
+        (retype, ["part-00000.parquet", "column 'step' has type String; expected Int32"]),
+        (drop, ["part-00000.parquet", "column 'slate_log_prob' is missing; expected type Float64"]),
+        (empty, ["requests: holds no part-*.parquet; expected at least one"]),
+        (empty_rows, ["log", "request"]),
+        (of_tomorrow, ["manifest.json", "contract_version is 2; this program reads 1"]),
+        (mistyped, ["manifest.json", "slate_size", "seen: 'four'", "valid integer"]),
+        (certain, ["slate_log_prob is not 0 wherever there was a choice"]),
+    ],
+)
+def test_a_damaged_log_is_refused_with_file_and_reason(damage: Damage, words: list[str], log: Path) -> None:
+    damage(log)
+    said = refused("validate", log)
+    for word in words:
+        assert word in said
+
+
+def bad_rows(rows: pl.DataFrame) -> pl.DataFrame:
+    """Six first requests of sessions are made bad, each in a way of its own."""
+    place = pl.int_range(pl.len()).over("session_id") + pl.lit(0)
+    first = pl.col("session_id").rle_id()
+
+    def at(session: int) -> pl.Expr:
+        return (first == session) & (place == 0)
+
+    slate, item = pl.col("slate"), pl.col("slate").list.first()
+    return rows.with_columns(
+        slate=pl.when(at(0))
+        .then(pl.concat_list(pl.lit("no-such-item"), slate.list.tail(3)))
+        .when(at(1))
+        .then(pl.concat_list(item, slate.list.head(3)))
+        .otherwise(slate),
+        slate_log_prob=pl.when(at(2)).then(float("nan")).when(at(3)).then(0.5).otherwise("slate_log_prob"),
+        clicked=pl.when(at(4)).then(pl.concat_list("clicked", pl.lit(True))).otherwise("clicked"),
+        step=pl.when(at(5)).then(pl.lit(7, pl.Int32)).otherwise("step"),
+    )
+
+
+REASONS = {
+    "slate_item_unknown",
+    "slate_repeats_an_item",
+    "slate_log_prob_invalid",
+    "feedback_off_slate",
+    "step_gap",
+}
+
+
+def test_few_bad_rows_go_into_the_quarantine_each_with_its_reason(log: Path, tmp_path: Path) -> None:
+    rewrite(log, bad_rows)
+    answer = call(
+        "validate", log, "--out", tmp_path / "checks", "--set", "validation.max_quarantined_share=0.02", "--json"
+    )
+    assert answer.exit_code == 0, answer.output
+    checks = json.loads(answer.stdout)
+    assert REASONS <= set(checks["quarantine_reasons"])
+    assert checks["quarantine_reasons"]["slate_log_prob_invalid"] == 2
+    quarantined = pl.read_parquet(tmp_path / "checks" / "quarantine" / "rows.parquet")
+    assert quarantined.height == checks["n_quarantined"]
+    assert set(quarantined["reasons"].explode()) >= REASONS
+    assert open_log(tmp_path / "checks" / "log").manifest.n_requests == checks["n_requests"] - quarantined.height
+
+
+def test_too_many_bad_rows_stop_with_examples_and_leave_what_was_found(log: Path, tmp_path: Path) -> None:
+    rewrite(log, bad_rows)
+    said = refused("validate", log, "--out", tmp_path / "checks", "--set", "validation.max_quarantined_share=0")
+    assert re.search(r"log: \d+ of \d+ rows .* are bad; max_quarantined_share allows 0\.00%", said)
+    assert "slate_log_prob_invalid: 2 rows, such as request" in said
+    assert f"What was found is in {tmp_path / 'checks'}" in said
+    assert (tmp_path / "checks" / "data_docs" / "index.html").is_file()
+    assert "is not empty; choose another --out" in refused("validate", log, "--out", tmp_path / "checks")
+
+
+def test_a_whole_log_passes_and_the_page_is_named(log: Path) -> None:
+    answer = call("validate", log)
+    assert answer.exit_code == 0, answer.output
+    assert "0 put aside" in answer.stdout
+    assert (log.parent / "log-checks" / "data_docs" / "index.html").is_file()
+
+
+def test_the_storefronts_log_is_imported_and_told_of(tmp_path: Path) -> None:
+    sizes = ["--set", "source.n_sessions=150", "--set", "source.n_users=60"]
+    answer = call("import", "--source", "storefront", "--out", tmp_path / "log", *sizes)
+    assert answer.exit_code == 0, answer.output
+    assert f"{open_log(tmp_path / 'log').manifest.n_requests:,} requests, evidence: propensities" in answer.stdout
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "precious.txt").touch()
+    assert "is not empty and holds no log" in refused("import", "--source", "storefront", "--out", tmp_path / "notes")
+    below = tmp_path / "notes" / "precious.txt" / "log"
+    assert "cannot be written" in refused("import", "--source", "storefront", "--out", below, *sizes)
+
+
+def test_json_is_the_only_thing_on_stdout(tmp_path: Path) -> None:
+    answer = call(
+        "import", "--source", "storefront", "--out", tmp_path / "log", "--set", "source.n_sessions=150", "--json"
+    )
+    assert json.loads(answer.stdout)["source"] == "storefront"

@@ -1,0 +1,50 @@
+"""What can be called and set is described: in the README or in docs/."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from flows.command_line import app, data_app
+from flows.config import SOURCES, LoopConfig
+from flows.settings import PlatformSettings
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def pages() -> str:
+    files = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+    return "\n".join(file.read_text() for file in files)
+
+
+COMMANDS = [f"slateloop {command.name}" for command in app.registered_commands] + [
+    f"slateloop data {command.name}" for command in data_app.registered_commands
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_is_described(command: str, pages: str) -> None:
+    assert command in pages
+
+
+@pytest.mark.parametrize("name", LoopConfig.model_fields)
+def test_every_group_of_settings_is_described(name: str, pages: str) -> None:
+    assert f"`{name}`" in pages
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_every_source_is_described(name: str, pages: str) -> None:
+    assert f"`{name}`" in pages
+
+
+@pytest.mark.parametrize("name", PlatformSettings.model_fields)
+def test_every_variable_is_described(name: str, pages: str) -> None:
+    assert f"SLATELOOP_{name.upper()}" in pages
+
+
+def test_the_published_schema_is_the_configurations() -> None:
+    file = REPOSITORY / "docs" / "configuration.schema.json"
+    if not file.exists():
+        pytest.skip("docs/configuration.schema.json is not written yet: `make docs`")
+    assert json.loads(file.read_text()) == json.loads(json.dumps(LoopConfig.model_json_schema()))
