@@ -56,8 +56,8 @@ class Config(BaseModel):
     name: Literal["storefront"] = "storefront"
     world_seed: int = Field(default=7, ge=0, description="Seed of the shop itself: items, users, tastes.")
     log_seed: int = Field(default=1, ge=0, description="Seed of the traffic: the same seed gives the same log.")
-    n_users: int = Field(default=8_000, ge=20, description="Users of the shop.")
-    n_sessions: int = Field(default=24_000, ge=10, description="Sessions in the log.")
+    n_users: int = Field(default=12_000, ge=20, description="Users of the shop.")
+    n_sessions: int = Field(default=40_000, ge=10, description="Sessions in the log.")
     n_items: int = Field(default=240, ge=20, description="Items of the shop.")
     n_candidates: int = Field(default=12, ge=4, le=50, description="Candidates of a request.")
     slate_size: int = Field(default=4, ge=1, le=10, description="Items shown at a request.")

@@ -9,7 +9,6 @@ anchors it.
 """
 
 import copy
-import itertools
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from components.environments.rollout import Survivors, continue_sessions, open_sessions, rollout
-from components.interactions.batching import SessionBatch, SessionReader
+from components.interactions.batching import SessionBatch, SessionReader, SessionTable
 from components.policies.slate_policy import SlatePolicy
 from components.world_model.discriminator import Discriminator
 from components.world_model.environment import WorldModel, WorldModelState
@@ -95,18 +94,18 @@ def train_adversarially(
     judge = torch.optim.Adam(discriminator.parameters(), lr=config.discriminator_rate)
     counts = torch.where(world.log_counts.isfinite(), world.log_counts.expm1(), 0.0)
     sampler = NegativeSampler.of(counts, 1_000) if model.slate_size == 0 else None
-    real = _endless(train, config.step_sessions, generator)
+    pool = next(train.tables())
     history: list[Round] = []
     allowed = float(evaluate_likelihood(model, validation, 512).per_request) + config.max_loss
     for number in range(config.rounds):
-        accuracy = _train_discriminator(discriminator, judge, world, behavior, train, config, generator)
+        accuracy = _train_discriminator(discriminator, judge, world, behavior, pool, config, generator)
         before = copy.deepcopy(model.state_dict())
         user = torch.optim.Adam(model.parameters(), lr=config.user_rate)
         for _ in range(config.user_steps):
             generated, beliefs = generate_with_beliefs(world, behavior, discriminator, config, generator)
             mean_belief = beliefs.sum(0) / generated.mask.sum(0).clamp(min=1)
             weights = (beliefs - mean_belief) * generated.mask
-            batch = next(real)
+            batch = _random_sessions(pool, config.step_sessions, generator)
             negatives, log_q = sampler.draw(generator) if sampler else (None, None)
             for sessions, weight in ((generated, weights), (batch, None)):
                 likelihood = model.log_likelihood(sessions, weight, negatives, log_q)
@@ -121,7 +120,7 @@ def train_adversarially(
         history.append(Round(accuracy, held_out, kept))
         progress(f"adversarial round {number + 1}: told apart {accuracy:.1%}", (number + 1) / config.rounds)
     if config.rounds:
-        _train_discriminator(discriminator, judge, world, behavior, train, config, generator)
+        _train_discriminator(discriminator, judge, world, behavior, pool, config, generator)
     model.eval()
     return AdversarialTraining(discriminator.eval(), tuple(history))
 
@@ -167,18 +166,17 @@ def _train_discriminator(
     optimizer: torch.optim.Optimizer,
     world: WorldModel,
     behavior: SlatePolicy,
-    train: SessionReader,
+    pool: SessionTable,
     config: AdversarialConfig,
     generator: torch.Generator,
 ) -> float:
     """Train on freshly generated and as many real sessions; accuracy on a fifth of them that is kept apart."""
     users = torch.randint(world.n_users, (config.sessions,), generator=generator)
     fake = rollout(world, behavior, users, generator, config.max_steps)
-    n_batches = -(-config.sessions // config.batch_sessions)
-    drawn = itertools.islice(train.batches(config.batch_sessions, generator), n_batches)
-    real = [batch.first_steps(config.max_steps) for batch in drawn]
-    order = torch.randperm(config.sessions, generator=generator)
-    generated = [fake.select(rows).trim() for rows in order.split(config.batch_sessions)]
+    genuine_sessions = _random_sessions(pool, config.sessions, generator).first_steps(config.max_steps)
+    rows = torch.arange(config.sessions).split(config.batch_sessions)
+    real = [genuine_sessions.select(chosen).trim() for chosen in rows]
+    generated = [fake.select(chosen).trim() for chosen in rows]
     held_out = max(1, len(generated) // 5)
     for _ in range(config.discriminator_epochs):
         for genuine, made in zip(real[held_out:], generated[held_out:], strict=False):
@@ -196,6 +194,6 @@ def _train_discriminator(
     return float((genuine_rate + made_rate) / 2)
 
 
-def _endless(reader: SessionReader, size: int, generator: torch.Generator):  # type: ignore[no-untyped-def]
-    while True:
-        yield from reader.batches(size, generator)
+def _random_sessions(pool: SessionTable, n_sessions: int, generator: torch.Generator) -> SessionBatch:
+    """Sessions drawn at random: batches of like length would differ from generated ones by their lengths alone."""
+    return pool.batch(torch.randint(len(pool), (n_sessions,), generator=generator))
