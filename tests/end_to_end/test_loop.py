@@ -1,6 +1,9 @@
 """The whole loop, its parts as they are, on a very small shop."""
 
+import os
 import re
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +11,11 @@ import httpx
 import polars as pl
 import pytest
 from bento_server import asked_again, served
+from click.testing import Result
 from slateloop_process import LEARN_LITTLE, SMALL_SHOP, STAGES, Answer, Place
+from typer.testing import CliRunner
 
+from components.interactions.log_folder import Log
 from components.policies.policy_folder import load_policy
 
 POLICY = Path("policies/reinforce/policy.safetensors")
@@ -113,3 +119,45 @@ def test_the_library_reproduces_the_log_prob_of_a_slate_served_by_the_loops_bent
     told = answer.json()
     assert (told["arm"], told["policy"]) == ("challenger", lineage["policy_tag"])
     assert told["log_prob"] == pytest.approx(asked_again(stored, body, told["slate"]), abs=1e-5)
+
+
+@pytest.fixture
+def evaluate() -> Iterator[Callable[[Path, Path], Result]]:
+    """`slateloop evaluate` in this process, whose environment is as before when the test ends."""
+    from flows.command_line import app
+
+    before = dict(os.environ)
+    yield lambda policy, log: CliRunner().invoke(app, ["evaluate", "--policy", str(policy), "--log", str(log)])
+    os.environ.clear()
+    os.environ.update(before)
+
+
+def test_the_runs_policy_is_evaluated_on_a_log(
+    first_run: Answer, shop: Place, evaluate: Callable[[Path, Path], Result]
+) -> None:
+    answer = evaluate((run_folder(first_run) / POLICY).parent, shop.root / "data" / "storefront")
+    assert answer.exit_code == 0, answer.output
+    assert "reinforce, one-request NCIS, one_request: " in answer.stdout
+
+
+def test_a_truncated_policy_is_refused_by_name(
+    first_run: Answer, shop: Place, tmp_path: Path, evaluate: Callable[[Path, Path], Result]
+) -> None:
+    folder = shutil.copytree((run_folder(first_run) / POLICY).parent, tmp_path / "policy")
+    (folder / POLICY.name).write_bytes((folder / POLICY.name).read_bytes()[:500])
+    answer = evaluate(folder, shop.root / "data" / "storefront")
+    assert answer.exit_code == 2
+    assert "policy.safetensors: does not fit policy.json" in answer.stderr
+    (folder / POLICY.name).unlink()
+    assert (
+        "holds no policy; expected policy.json and policy.safetensors"
+        in evaluate(folder, shop.root / "data" / "storefront").stderr
+    )
+
+
+def test_on_a_log_without_probabilities_no_value_is_claimed(
+    first_run: Answer, corner_log: Log, evaluate: Callable[[Path, Path], Result]
+) -> None:
+    answer = evaluate((run_folder(first_run) / POLICY).parent, corner_log.path)
+    assert answer.exit_code == 0, answer.output
+    assert answer.stdout.startswith("reinforce: not identified. ")

@@ -64,6 +64,7 @@ def test_an_interrupted_run_says_so_and_goes_on_and_so_does_a_killed_one(first_r
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1_800)
 def test_a_loop_killed_in_each_stage_goes_on(first_run: Answer, place: Place) -> None:
     for stage in STAGES:
         assert stop_in(place, stage, signal.SIGKILL).code == -signal.SIGKILL

@@ -11,10 +11,12 @@ from flows.settings import TELEMETRY_OFF
 
 @pytest.fixture(scope="session", autouse=True)
 def tool_homes(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Prefect reads its home when it is first imported: set before any test of this folder can do that."""
+    """Prefect and DVC are imported here: their loggers keep the stderr, and Prefect the home, that they then find."""
     os.environ.update(TELEMETRY_OFF)
     os.environ["PREFECT_HOME"] = str(tmp_path_factory.mktemp("prefect"))
     os.environ.setdefault("BENTOML_HOME", str(tmp_path_factory.mktemp("bentoml")))
+    import dvc.repo  # noqa: F401
+    import prefect.main  # noqa: F401
 
 
 @pytest.fixture(autouse=True)
