@@ -1,18 +1,23 @@
 """REINFORCE of a slate policy, in an environment and on logged sessions (IRecGAN, section 3.2, eq. 5).
 
-    maximise  λ₁ Σ_generated Σ_{t,k} A_{t,k} log π(a_{t,k} | s_t, a_{t,<k})  +  λ₂ Σ_logged Σ_{t,k} ω_t A_{t,k} log π(a_{t,k} | s_t, a_{t,<k})
-              + η H(π)  −  κ KL(π ‖ behavior)
+    maximise  λ₁ Σ_generated Σ_{t,k} A_{t,k} log π(a_{t,k} | s_t, a_{t,<k})
+            + λ₂ Σ_logged ω_t Σ_{t,k} A_{t,k} log π(a_{t,k} | s_t, a_{t,<k})
+            + η H(π) − κ log E[π² / behavior²]
 
-    A_{t,k} = G_{t,k} · q_t − V_k(s_t),   G_{t,k} = Σ_{j≥k} r_{t,j} + γ G_{t+1},   ω_t = min(π(slate_t) / b(slate_t), cap)
+    A_{t,k} = q_t G_{t,k} − V_k(s_t),   G_{t,k} = Σ_{j≥k} r_{t,j} + γ G_{t+1},   ω_t = min(π(slate_t) / b(slate_t), cap)
 
-q_t is the discriminator's belief that a generated session is real (1 for logged ones, and where there is no discriminator), V a learned
-baseline that does not depend on the slate. The paper's click-only form keeps the positions that were clicked and no others, as an option.
+q_t is the discriminator's belief that a generated session is real, over its mean at step t (1 for logged sessions, and
+where there is no discriminator), V a learned baseline that does not depend on the slate.
 
-Shape letters: B sessions, T requests, K positions, N candidates.
+Credit: `positions` gives each position what it and those below it earn: valid where responses depend on nothing below
+them (the cascade). `slate` gives each position all that its slate earns: valid everywhere, noisier. `clicks`, the
+paper's form, lets clicked positions learn and no others.
+
+Shape letters: B sessions, T requests, M = B·T requests, K positions, N candidates.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,10 +30,11 @@ from components.environments.interface import Environment, State
 from components.environments.rollout import rollout
 from components.interactions.batching import SessionBatch, SessionReader
 from components.objectives.policy_gradient import capped_weights, policy_gradient_loss
-from components.objectives.returns import position_returns
+from components.objectives.returns import discounted_returns, position_returns
 from components.policies import plackett_luce
 from components.policies.ranking_policy import NeuralSlatePolicy
 from components.policies.slate_policy import SessionState
+from components.policies.tabular_policy import TabularSlatePolicy
 from components.world_model.training import Progress
 
 #: Belief that each request of generated sessions is real: (B, T) from a batch.
@@ -56,8 +62,11 @@ class ReinforceConfig(BaseModel):
     )
     learning_rate: float = Field(default=3e-3, gt=0, le=1, description="Adam's step size.")
     clip_norm: float = Field(default=1.0, gt=0, description="Largest norm of a gradient.")
-    credit: Literal["positions", "clicks"] = Field(
-        default="positions", description="'clicks' is the paper's form: only clicked positions learn."
+    baseline_rate: float = Field(default=6e-3, gt=0, le=1, description="Adam's step size of the baseline.")
+    credit: Literal["positions", "slate", "clicks"] = Field(
+        default="positions",
+        description="What a position is credited with: 'positions' needs the cascade assumption, 'slate' does not, "
+        "'clicks' is the paper's form.",
     )
 
 
@@ -92,7 +101,7 @@ class Baseline(nn.Module):
 
 
 def train_reinforce(
-    policy: NeuralSlatePolicy,
+    policy: NeuralSlatePolicy | TabularSlatePolicy,
     environment: Environment[State],
     users: Int[Tensor, " U"],
     logged: SessionReader | None,
@@ -116,16 +125,18 @@ def train_reinforce(
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        shape = policy.features.encoder.shape
-        baseline = Baseline(shape.config.hidden_width + shape.n_context, policy.slate_size)
+        requests = environment.observe(environment.reset(users[:1], torch.Generator().manual_seed(seed)))
+        n_inputs = policy.start(requests).hidden.shape[1] + requests.context.shape[1]
+        baseline = Baseline(n_inputs, policy.slate_size)
     optimizer = torch.optim.Adam(
         [
             {"params": policy.learned.parameters(), "lr": config.learning_rate},
-            {"params": baseline.parameters(), "lr": 2 * config.learning_rate},
+            {"params": baseline.parameters(), "lr": config.baseline_rate},
         ],
         fused=True,
     )
-    logged_batches = _repeat(logged, config.logged_sessions, generator) if logged and config.logged_weight else None
+    use_log = logged is not None and config.logged_weight > 0
+    logged_batches = _random_batches(logged, config.logged_sessions, generator) if logged and use_log else None
     history = []
     for iteration in range(config.iterations):
         chosen = users[torch.randint(len(users), (config.sessions,), generator=generator)]
@@ -169,7 +180,7 @@ class _Terms:
 
 
 def _terms(
-    policy: NeuralSlatePolicy,
+    policy: NeuralSlatePolicy | TabularSlatePolicy,
     baseline: Baseline,
     batch: SessionBatch,
     config: ReinforceConfig,
@@ -183,7 +194,7 @@ def _terms(
     requests, slates = batch.requests().select(flat), batch.slates.flatten(0, 1)[flat]
     logits = policy.logits(state, requests)
     log_probs = plackett_luce.log_prob(logits, plackett_luce.places_of(slates, requests.candidates))
-    returns = position_returns(batch.rewards * belief[..., None], config.gamma).flatten(0, 1)[flat]
+    returns = _returns(batch.rewards * belief[..., None], config).flatten(0, 1)[flat]
     values = baseline(state, requests.context)
     advantages = returns - values
     if weight_cap is not None:
@@ -206,12 +217,22 @@ def _ess_loss(
 ) -> Float[Tensor, ""]:
     """About −log(ESS / n): log of the mean second moment of slates' weights, taking all positions for the first.
 
-    The mean of exponentials minds the few states where the policy has gone far: it is they that cost effective requests.
+    The mean of exponentials minds the few states where the policy has gone far: it is they that cost effective
+    requests.
     """
     per_slate = slate_size * plackett_luce.divergence(logits, behavior_logits)
     return per_slate.logsumexp(0) - math.log(len(per_slate))
 
 
-def _repeat(logged: SessionReader, size: int, generator: torch.Generator):  # type: ignore[no-untyped-def]
+def _returns(rewards: Float[Tensor, "B T K"], config: ReinforceConfig) -> Float[Tensor, "B T K"]:
+    """What each position is credited with."""
+    if config.credit == "slate":
+        return discounted_returns(rewards.sum(2), config.gamma)[..., None].expand(rewards.shape)
+    return position_returns(rewards, config.gamma)
+
+
+def _random_batches(logged: SessionReader, size: int, generator: torch.Generator) -> Iterator[SessionBatch]:
+    """Logged sessions without end, of mixed lengths: a step over sessions of one length would be one-sided."""
     while True:
-        yield from logged.batches(size, generator)
+        for table in logged.tables():
+            yield from map(table.batch, torch.randperm(len(table), generator=generator).split(size))

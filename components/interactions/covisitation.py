@@ -23,9 +23,9 @@ class Covisitation:
     neighbors: Int[Tensor, "V M"]
     """Item indices, most frequent first; 0 is padding."""
     weights: Float[Tensor, "V M"]
-    """P(next item = neighbor | item), shrunk by ten pseudo-visits."""
+    """P(next item = neighbor | item), shrunk by ten pseudo-visits; a session counts once for each pair."""
     one_visit: Float[Tensor, " V"]
-    """What a single visit adds to a weight: who learns from the very visits that were counted leaves out the one at hand."""
+    """What one visit adds to a weight: who learns from the visits that were counted leaves out the one at hand."""
 
 
 def touched_items(rows: pl.LazyFrame, manifest: Manifest) -> pl.LazyFrame:
@@ -58,6 +58,7 @@ def count_covisitation(log: Log, vocabulary: Vocabulary) -> Covisitation:
         .sort("session_id", "step", "place", maintain_order=True)
         .with_columns(next_id=pl.col("item_id").shift(-1).over("session_id"))
         .drop_nulls("next_id")
+        .unique(["session_id", "item_id", "next_id"])
         .group_by("item_id", "next_id")
         .len()
         .with_columns(visits=pl.col("len").sum().over("item_id"))

@@ -12,7 +12,8 @@ from components.policies.request_features import RequestFeatures
 from components.policies.session_encoder import EncoderShape, SessionEncoder
 from components.policies.slate_policy import SessionState, SlatePolicy
 
-#: Utilities stay within ±this many nats, so every candidate keeps at least exp(−2 · bound) / N of position 1: the stated floor.
+#: Utilities stay within ±this many nats: every candidate keeps at least exp(−2 · bound) / N of position 1, the stated
+#: floor.
 LOGIT_BOUND = 4.0
 
 
@@ -96,8 +97,8 @@ class Scorer(nn.Module):
 class NeuralSlatePolicy(EncodedPolicy):
     """u = behavior's utility + strength · learned utility.
 
-    At strength 0 this is the estimate of the logging policy, at 1 the policy as trained; between them lies the geometric
-    path π ∝ behavior^(1−α) · trained^α, on which the release is chosen so that the log can still judge it.
+    At strength 0 this is the estimate of the logging policy, at 1 the policy as trained; between them lies the
+    geometric path π ∝ behavior^(1−α) · trained^α, on which the release is chosen so that the log can still judge it.
     """
 
     strength: Tensor

@@ -2,18 +2,20 @@
 
 The state consumes every request, slate and response, clicked or not:
 
-    x_t = [Σ shown, Σ clicked, Σ purchased, clicks, purchases of request t−1; Σ events, last event, context of request t]   s_t = GRU(s_{t−1}, W x_t)
+    x_t = [Σ shown, Σ clicked, Σ purchased, clicks, purchases of request t−1; Σ events, last event, context of t]
+    s_t = GRU(s_{t−1}, W x_t)
     click(s, i)    = ⟨W_c s, e_i⟩ + b_i + ⟨a + A s, pair(s, i)⟩
     purchase(s, i) = ⟨W_p s, ē_i⟩ + ⟨b_p, ē_i⟩ + a_p · pair(s, i),      ē_i = e_i with no gradient into the trunk
 
-with e_i = id embedding + W_f features_i, so an item that training never saw still has its features. IRecGAN (Bai, Guan and Wang,
-NeurIPS 2019) reads clicked items only; that state is the special case with the other sums left out.
+with e_i = id embedding + W_f features_i, so an item that training never saw still has its features. IRecGAN (Bai, Guan
+and Wang, NeurIPS 2019) reads clicked items only; that state is the special case with the other sums left out.
 """
 
 import torch
 from jaxtyping import Float, Int
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
+from torch.nn import functional
 
 from components.interactions.batching import Requests, SessionBatch
 from components.interactions.covisitation import N_NEIGHBORS, Covisitation
@@ -35,6 +37,9 @@ class EncoderConfig(BaseModel):
     item_width: int = Field(default=32, ge=4, le=512, description="Width D of the item embeddings.")
     hidden_width: int = Field(default=64, ge=4, le=1024, description="Width H of the recurrent state.")
     recent_items: int = Field(default=8, ge=1, le=50, description="Items R that the state remembers by name.")
+    min_count: int = Field(
+        default=1, ge=1, description="Items that training saw less often share the unknown item's embedding."
+    )
 
 
 class EncoderShape(BaseModel):
@@ -89,16 +94,23 @@ class SessionEncoder(nn.Module):
     def know_items(
         self, item_features: Float[Tensor, "V F"], counts: Float[Tensor, " V"], covisitation: Covisitation
     ) -> None:
-        """Fill in what is known of the items before training; items with count 0 share the unknown id's embedding."""
+        """Fill in what is known of the items before training; rare ones share the unknown id's embedding."""
         self.item_features.copy_(item_features)
-        self.id_rows.copy_(torch.where(counts > 0, self.id_rows, self.id_rows.clamp(max=UNKNOWN)))
+        self.id_rows.copy_(
+            torch.where(counts >= self.shape.config.min_count, self.id_rows, self.id_rows.clamp(max=UNKNOWN))
+        )
         self.neighbors.copy_(covisitation.neighbors)
         self.neighbor_weights.copy_(covisitation.weights)
         self.one_visit.copy_(covisitation.one_visit)
 
     def item_vectors(self, items: Int[Tensor, "*X"]) -> Float[Tensor, "*X D"]:
         """e_i; zero for padding."""
-        return self.id_embedding(self.id_rows[items]) + self.feature_embedding(self.item_features[items])
+        return self._look_up(self.id_embedding, items) + self.feature_embedding(self.item_features[items])
+
+    def _look_up(self, embedding: nn.Embedding, items: Int[Tensor, "*X"]) -> Float[Tensor, "*X D"]:
+        # A dense gradient of each look-up would cost more than all else where the catalogue is large; who trains the
+        # encoder sums the sparse ones and makes them dense once a step.
+        return functional.embedding(self.id_rows[items], embedding.weight, padding_idx=0, sparse=self.training)
 
     def start(self, requests: Requests) -> SessionState:
         """State at a session's first request."""
@@ -169,7 +181,7 @@ class SessionEncoder(nn.Module):
         clicks: Float[Tensor, "B T K"],
         events: Int[Tensor, "B T E"],
     ) -> Int[Tensor, "B T R"]:
-        """Latest touched items first: a request's events, the clicks on the slate before it, then what was known before."""
+        """Latest touched items first: a request's events, the clicks on the slate before it, then what was known."""
         clicked = torch.where((clicks > 0) & self.shape.reads_slates, slates, 0)
         touched = torch.cat([clicked.to(events.dtype), events], dim=2)
         line = torch.cat([recent.flip(1), touched.flatten(1)], dim=1)
@@ -189,8 +201,8 @@ class SessionEncoder(nn.Module):
         Args:
             state: B sessions.
             items: X items for each of them.
-            counted: 1 where the user turned to the item next and that visit is among those that co-visitation counted. It
-                is left out: otherwise the feature would give away what is to be learned (Good and Turing's leave-one-out).
+            counted: 1 where the user turned to the item next and that visit is among those that co-visitation counted.
+                It is left out, or the feature would give away what is to be learned (leave-one-out).
         """
         recent = state.recent
         last = recent[:, 0].long()
@@ -245,7 +257,7 @@ class SessionEncoder(nn.Module):
         return rows, columns, found[rows, columns]
 
     def _item_logits(self, vectors: Float[Tensor, "*X D"], items: Int[Tensor, "*X"]) -> Float[Tensor, "*X"]:
-        return self.click_item(vectors)[..., 0] + self.click_bias(self.id_rows[items])[..., 0]
+        return self.click_item(vectors)[..., 0] + self._look_up(self.click_bias, items)[..., 0]
 
     def _click_pair_logits(
         self, state: SessionState, items: Int[Tensor, "B X"], counted: Float[Tensor, "B X"] | None = None

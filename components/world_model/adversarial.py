@@ -22,7 +22,10 @@ from components.interactions.batching import SessionBatch, SessionReader, Sessio
 from components.policies.slate_policy import SlatePolicy
 from components.world_model.discriminator import Discriminator
 from components.world_model.environment import WorldModel, WorldModelState
-from components.world_model.training import NegativeSampler, Progress, evaluate_likelihood
+from components.world_model.training import Progress, evaluate_likelihood
+
+#: Validation sessions on which a round is judged, at most.
+VALIDATION_SESSIONS = 5_000
 
 
 class AdversarialConfig(BaseModel):
@@ -92,11 +95,10 @@ def train_adversarially(
         torch.manual_seed(seed)
         discriminator = Discriminator(model.encoder)
     judge = torch.optim.Adam(discriminator.parameters(), lr=config.discriminator_rate)
-    counts = torch.where(world.log_counts.isfinite(), world.log_counts.expm1(), 0.0)
-    sampler = NegativeSampler.of(counts, 1_000) if model.slate_size == 0 else None
+    sampler = world.sampler if model.slate_size == 0 else None
     pool = next(train.tables())
     history: list[Round] = []
-    allowed = float(evaluate_likelihood(model, validation, 512).per_request) + config.max_loss
+    allowed = float(evaluate_likelihood(model, validation, 512, VALIDATION_SESSIONS).per_request) + config.max_loss
     for number in range(config.rounds):
         accuracy = _train_discriminator(discriminator, judge, world, behavior, pool, config, generator)
         before = copy.deepcopy(model.state_dict())
@@ -113,7 +115,7 @@ def train_adversarially(
                 (likelihood.total / len(sessions.users)).backward()
                 torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
                 user.step()
-        held_out = float(evaluate_likelihood(model, validation, 512).per_request)
+        held_out = float(evaluate_likelihood(model, validation, 512, VALIDATION_SESSIONS).per_request)
         kept = held_out <= allowed
         if not kept:
             model.load_state_dict(before)

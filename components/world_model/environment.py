@@ -2,7 +2,7 @@
 
 What users bring along (candidates, context, organic events) is replayed from logged sessions; what they answer is
 sampled. Beyond the end of the replayed session a request of another session is taken. Where a log has no slates the
-model draws the next item from the whole catalogue: it is a click where the slate holds it, an organic event in either
+model draws the next item from the catalogue: it is a click where the slate holds it, an organic event in either
 case, and a retrieval stage (followers of the last item, then popular items) yields the candidates.
 """
 
@@ -17,10 +17,13 @@ from components.interactions.batching import Requests, SessionTable
 from components.interactions.contract import Reward
 from components.interactions.tensor_record import TensorRecord
 from components.policies.slate_policy import SessionState
+from components.world_model.training import NegativeSampler
 from components.world_model.user_model import UserModel
 
-#: Weight in nats of "follows the last item" against log popularity in the retrieval stage.
-COVISITATION_WEIGHT = 20.0
+#: Items that stand for the catalogue when next items are drawn.
+N_DRAWN = 2_000
+#: Draws of the retrieval stage for each candidate: popular items are drawn more than once, and count once.
+DRAWS_PER_CANDIDATE = 3
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,8 @@ class WorldModel:
         self.slate_size = slate_size
         self.n_users = len(pool)
         self.n_candidates = n_candidates
-        self.log_counts = torch.where(counts > 0, counts.log1p(), -torch.inf)
+        self.counts = counts
+        self.sampler = NegativeSampler.of(counts, N_DRAWN)
 
     @torch.no_grad()
     def reset(self, users: Int[Tensor, " B"], generator: torch.Generator) -> WorldModelState:
@@ -89,7 +93,7 @@ class WorldModel:
         step = state.step + 1
         row = self._next_rows(state, step, generator)
         if model.slate_size == 0:
-            chosen = self._next_item(session, generator)
+            chosen = model.sample_next_items(session, *self.sampler.draw(generator), generator)
             clicks = (slates == chosen[:, None]).float()
             purchases = torch.zeros_like(clicks)
             nothing = slates[:, :0]
@@ -120,16 +124,20 @@ class WorldModel:
         return Requests(candidates, rows.context[row, 0], rows.events[row, 0])
 
     def retrieve(self, session: SessionState, generator: torch.Generator) -> Int[Tensor, "B N"]:
-        """Candidates where the log has none: followers of the last item, then a draw in proportion to popularity."""
-        encoder = self.user_model.encoder
-        noise = torch.rand(len(session.hidden), encoder.shape.n_indices, generator=generator)
-        last = session.recent[:, 0]
-        score = self.log_counts - torch.log(-torch.log(noise.clamp(1e-20, 1.0 - 1e-7)))
-        follows = COVISITATION_WEIGHT * encoder.neighbor_weights[last].clamp(max=1.0)
-        score = score.scatter_add(1, encoder.neighbors[last], follows)
-        return score.topk(self.n_candidates, dim=1).indices.to(session.recent.dtype)
+        """Candidates where the log has none: followers of the last item, then distinct draws by popularity.
 
-    def _next_item(self, session: SessionState, generator: torch.Generator) -> Int[Tensor, " B"]:
-        items = torch.arange(1, self.user_model.encoder.shape.n_indices)
-        probabilities = self.user_model.encoder.catalogue_logits(session, items).softmax(1)
-        return torch.multinomial(probabilities, 1, generator=generator)[:, 0] + 1
+        Few are padding where draws repeat themselves more than expected.
+        """
+        n_sessions, encoder = len(session.hidden), self.user_model.encoder
+        followers = encoder.neighbors[session.recent[:, 0].long()]
+        n_draws = n_sessions * DRAWS_PER_CANDIDATE * self.n_candidates
+        draws = torch.multinomial(self.counts, n_draws, replacement=True, generator=generator)
+        line = torch.cat([followers, draws.reshape(n_sessions, -1)], dim=1)
+        ordered, order = line.sort(dim=1, stable=True)
+        is_first = torch.ones_like(line, dtype=torch.bool)
+        is_first[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+        kept = torch.zeros_like(is_first).scatter(1, order, is_first) & (line > 0)
+        place = torch.where(kept, kept.cumsum(1) - 1, self.n_candidates).clamp(max=self.n_candidates)
+        # One column more takes in what is not kept.
+        candidates = line.new_zeros(n_sessions, self.n_candidates + 1).scatter(1, place, line)
+        return candidates[:, :-1].to(session.recent.dtype)

@@ -4,6 +4,7 @@ import copy
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -28,8 +29,13 @@ class LikelihoodConfig(BaseModel):
     patience: int = Field(
         default=4, ge=1, le=50, description="Passes without a better validation loss before stopping."
     )
+    validation_sessions: int = Field(
+        default=5_000, ge=1, description="Validation sessions that are judged after each pass, at most."
+    )
     batch_sessions: int = Field(default=512, ge=1, description="Sessions of a step.")
-    learning_rate: float = Field(default=4e-3, gt=0, le=1, description="Adam's step size at first; it falls to 0 along a cosine.")
+    learning_rate: float = Field(
+        default=4e-3, gt=0, le=1, description="Adam's step size at first; it falls to 0 along a cosine."
+    )
     shared_rate: float = Field(
         default=10.0,
         ge=1,
@@ -37,7 +43,7 @@ class LikelihoodConfig(BaseModel):
     )
     weight_decay: float = Field(default=1e-5, ge=0, description="Pull of all weights towards zero.")
     clip_norm: float = Field(default=5.0, gt=0, description="Largest norm of a gradient.")
-    negatives: int = Field(default=2_000, ge=10, description="Sampled items of a step, for logs without slates.")
+    negatives: int = Field(default=1_000, ge=10, description="Sampled items of a step, for logs without slates.")
 
 
 @dataclass(frozen=True)
@@ -77,13 +83,24 @@ class NegativeSampler:
         return drawn, (-torch.expm1(never)).log()
 
 
-def evaluate_likelihood(user_model: UserModel, reader: SessionReader, batch_sessions: int) -> Likelihood:
-    """Likelihood of all sessions of a log, with the exact softmax where there are no slates."""
+def evaluate_likelihood(
+    user_model: UserModel, reader: SessionReader, batch_sessions: int, n_sessions: int | None = None
+) -> Likelihood:
+    """Likelihood of a log's sessions, with the exact softmax where there are no slates.
+
+    Args:
+        user_model: put into evaluation mode.
+        reader: of the log.
+        batch_sessions: sessions of a batch.
+        n_sessions: judge about as many, always the same ones; None judges all.
+    """
     user_model.eval()
     # Exact soft-maxes over a catalogue need smaller batches than sampled ones.
-    size = batch_sessions if user_model.slate_size else max(1, batch_sessions // 4)
+    size = batch_sessions if user_model.slate_size else max(1, batch_sessions // 8)
+    batches = reader.batches(size, None if n_sessions is None else torch.Generator().manual_seed(0))
+    n_batches = None if n_sessions is None else -(-n_sessions // size)
     with torch.inference_mode():
-        parts = [user_model.log_likelihood(batch) for batch in reader.batches(size)]
+        parts = [user_model.log_likelihood(batch) for batch in itertools.islice(batches, n_batches)]
     total = parts[0]
     for part in parts[1:]:
         total = total + part
@@ -128,10 +145,14 @@ def train_by_likelihood(
                 (likelihood.total / config.batch_sessions).backward()
                 loss_sum += float(likelihood.total.detach())
                 n_requests += float(likelihood.n_leave)
+            for parameter in user_model.parameters():
+                if parameter.grad is not None and parameter.grad.is_sparse:
+                    parameter.grad = parameter.grad.to_dense()
             torch.nn.utils.clip_grad_norm_(user_model.parameters(), config.clip_norm)
             optimizer.step()
         schedule.step()
-        held_out = float(evaluate_likelihood(user_model, validation, config.batch_sessions).per_request)
+        judged = evaluate_likelihood(user_model, validation, config.batch_sessions, config.validation_sessions)
+        held_out = float(judged.per_request)
         history.append(Epoch(loss_sum / max(n_requests, 1.0), held_out))
         progress(f"user model: pass {epoch + 1}, validation {held_out:.4f} nats", (epoch + 1) / config.max_epochs)
         if held_out <= min(past.validation for past in history):
@@ -147,7 +168,10 @@ def _optimizer(user_model: UserModel, config: LikelihoodConfig) -> torch.optim.O
     shared = user_model.shared_weights
     names = {id(parameter) for parameter in shared}
     others = [parameter for parameter in user_model.parameters() if id(parameter) not in names]
-    groups = [{"params": others}, {"params": shared, "lr": config.shared_rate * config.learning_rate}]
+    groups: list[dict[str, Any]] = [
+        {"params": others},
+        {"params": shared, "lr": config.shared_rate * config.learning_rate},
+    ]
     return torch.optim.Adam(groups, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
 
 

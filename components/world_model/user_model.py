@@ -1,12 +1,12 @@
-"""What a user does with a slate: clicks, purchases given clicks, and whether they leave. IRecGAN's user model, factorised.
+"""What a user does with a slate: clicks, purchases given clicks, and leaving. IRecGAN's user model, factorised.
 
     per position:  P(click k | s, slate, clicks above) = σ(click(s, i_k) + p_k + c · clicks above)
     choice:        P(click k | s, slate)               ∝ exp(click(s, i_k) + p_k),  P(none) ∝ exp(skip(s))
     no slates:     P(next item i | s)                  ∝ exp(click(s, i)) over the whole catalogue
     P(purchase k | click k)                            = σ(purchase(s, i_k))
-    P(leave | s, slate, response)                      = σ(f(s, Σ shown, Σ clicked, number of clicks, number of purchases))
+    P(leave | s, slate, response)                      = σ(f(s, Σ shown, Σ clicked, numbers of clicks and purchases))
 
-s, click and purchase are the session encoder's. Ends that are censored contribute the survival up to them and nothing after.
+s, click and purchase are the session encoder's. Censored ends contribute the survival up to them and nothing after.
 IRecGAN (Bai, Guan and Wang, NeurIPS 2019, section 3.1) is the choice form with "leave" in the place of "none".
 """
 
@@ -74,7 +74,7 @@ class UserModel(nn.Module):
         self.leave = nn.Sequential(nn.Linear(hidden + 2 * width + 2, 32), nn.Tanh(), nn.Linear(32, 1))
 
     @property
-    def shared_weights(self) -> list[nn.Parameter]:
+    def shared_weights(self) -> list[Tensor]:
         """The few weights that every item and session shares: positions and pair features."""
         return [self.position, self.clicks_above, self.encoder.click_pair.weight, self.encoder.purchase_pair.weight]
 
@@ -125,12 +125,7 @@ class UserModel(nn.Module):
         state = self.encoder.states(batch)
         flat = FlatRequests.of(batch)
         weight = flat.mask.float() if weights is None else (weights * batch.mask).flatten()
-        if self.slate_size == 0:
-            click, n_click = self._next_item_loss(state, batch, weight, negatives, negative_log_q)
-        elif self.responses == "choice":
-            click, n_click = self._choice_loss(state, flat, weight)
-        else:
-            click, n_click = self._position_loss(state, flat, weight)
+        click, n_click = self._click_losses(state, batch, flat, negatives, negative_log_q)
         bought = weight[:, None] * flat.clicks * flat.purchase_observed
         purchase = functional.binary_cross_entropy_with_logits(
             self.encoder.purchase_logits(state, flat.slates), flat.purchases, reduction="none"
@@ -140,33 +135,46 @@ class UserModel(nn.Module):
             self.leave_logits(state, flat.slates, flat.clicks, flat.purchases), flat.left.float(), reduction="none"
         )
         return Likelihood(
-            click=click,
+            click=(weight * click).sum(),
             purchase=(bought * purchase).sum(),
             leave=(known * leave).sum(),
-            n_click=n_click,
+            n_click=(weight * n_click).sum(),
             n_purchase=bought.sum(),
             n_leave=known.sum(),
         )
 
-    def _position_loss(
-        self, state: SessionState, flat: "FlatRequests", weight: Float[Tensor, " M"]
-    ) -> tuple[Tensor, Tensor]:
+    def click_losses(self, batch: SessionBatch) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T"]]:
+        """Exact negative log-likelihood of each request's clicks in nats, and of how many of them (as `n_click`)."""
+        loss, n = self._click_losses(self.encoder.states(batch), batch, FlatRequests.of(batch), None, None)
+        return loss.reshape(batch.mask.shape), n.reshape(batch.mask.shape)
+
+    def _click_losses(
+        self,
+        state: SessionState,
+        batch: SessionBatch,
+        flat: "FlatRequests",
+        negatives: Int[Tensor, " X"] | None,
+        negative_log_q: Float[Tensor, " X"] | None,
+    ) -> tuple[Float[Tensor, " M"], Float[Tensor, " M"]]:
+        if self.slate_size == 0:
+            return self._next_item_losses(state, next_items(batch).flatten(), negatives, negative_log_q)
+        if self.responses == "choice":
+            return self._choice_losses(state, flat)
+        return self._position_losses(state, flat)
+
+    def _position_losses(self, state: SessionState, flat: "FlatRequests") -> tuple[Tensor, Tensor]:
         above = flat.clicks.cumsum(1) - flat.clicks
         logits = self.encoder.click_logits(state, flat.slates, self._counted(flat.clicks))
         logits = logits + self.position + self.clicks_above * above
         loss = functional.binary_cross_entropy_with_logits(logits, flat.clicks, reduction="none")
-        known = weight[:, None] * flat.observed
-        return (known * loss).sum(), known.sum()
+        return (flat.observed * loss).sum(1), flat.observed.float().sum(1)
 
-    def _choice_loss(
-        self, state: SessionState, flat: "FlatRequests", weight: Float[Tensor, " M"]
-    ) -> tuple[Tensor, Tensor]:
+    def _choice_losses(self, state: SessionState, flat: "FlatRequests") -> tuple[Tensor, Tensor]:
         log_p = self._choice_log_probs(state, flat.slates, self._counted(flat.clicks))
         none = 1.0 - flat.clicks.sum(1, keepdim=True).clamp(max=1.0)
         chosen = torch.cat([flat.clicks, none], dim=1)
-        known = weight * flat.observed.any(1)
-        loss = -(chosen * torch.where(chosen > 0, log_p, 0.0)).sum(1)
-        return (known * loss).sum(), known.sum()
+        known = flat.observed.any(1).float()
+        return known * -(chosen * torch.where(chosen > 0, log_p, 0.0)).sum(1), known
 
     def _choice_log_probs(
         self, state: SessionState, slates: Int[Tensor, "B K"], counted: Float[Tensor, "B K"] | None = None
@@ -174,36 +182,53 @@ class UserModel(nn.Module):
         return torch.cat([self.click_logits(state, slates, counted), self.skip(state.hidden)], dim=1).log_softmax(1)
 
     def _counted(self, clicks: Float[Tensor, "M K"]) -> Float[Tensor, "M K"] | None:
-        """In training, the first click of each slate: it is the visit that co-visitation counted after the last item."""
+        """In training, the first click of each slate: the visit that co-visitation counted after the last item."""
         return clicks * (clicks.cumsum(1) == 1) if self.training else None
 
-    def _next_item_loss(
+    def _next_item_losses(
         self,
         state: SessionState,
-        batch: SessionBatch,
-        weight: Float[Tensor, " M"],
+        targets: Int[Tensor, " M"],
         negatives: Int[Tensor, " X"] | None,
         negative_log_q: Float[Tensor, " X"] | None,
     ) -> tuple[Tensor, Tensor]:
-        targets = next_items(batch).flatten()
-        rows = torch.nonzero((targets > 0) & (weight != 0))[:, 0]
-        state, targets, weight = state.select(rows), targets[rows], weight[rows]
+        known = targets > 0
+        rows = torch.nonzero(known)[:, 0]
+        losses = self._chosen_item_losses(state.select(rows), targets[rows].long(), negatives, negative_log_q)
+        return losses.new_zeros(len(targets)).index_copy(0, rows, losses), known.float()
+
+    def _chosen_item_losses(
+        self,
+        state: SessionState,
+        targets: Int[Tensor, " M"],
+        negatives: Int[Tensor, " X"] | None,
+        negative_log_q: Float[Tensor, " X"] | None,
+    ) -> Float[Tensor, " M"]:
         if negatives is None:
             logits = self.encoder.catalogue_logits(state, torch.arange(1, self.encoder.shape.n_indices))
-            loss = functional.cross_entropy(logits, targets.long() - 1, reduction="none")
-        else:
-            assert negative_log_q is not None
-            # Sampled softmax (Bengio and Senécal 2008). Items near to the session hold most of the probability, so they
-            # are summed exactly; the drawn ones stand for the rest, each for 1 / (chance to be drawn).
-            near = self.encoder.near_items(state)
-            exact = torch.cat([targets[:, None].long(), torch.where(near == targets[:, None], 0, near)], dim=1)
-            counted = (exact == targets[:, None]).float() if self.training else None
-            exact_logits = self.encoder.click_logits(state, exact, counted).where(exact > 0, -torch.inf)
-            drawn_logits = self.encoder.unpaired_logits(state, negatives) - negative_log_q
-            rows, _, places = self.encoder.places(exact, negatives)
-            drawn_logits = drawn_logits.index_put_((rows, places), drawn_logits.new_tensor(-torch.inf))
-            loss = -torch.cat([exact_logits, drawn_logits], dim=1).log_softmax(1)[:, 0]
-        return (weight * loss).sum(), weight.sum()
+            return functional.cross_entropy(logits, targets - 1, reduction="none")
+        assert negative_log_q is not None
+        # Sampled softmax (Bengio and Senécal 2008). Items near to the session hold much of the probability, so they are
+        # summed exactly; the drawn ones stand for the rest, each for 1 / (chance to be drawn).
+        near = self.encoder.near_items(state)
+        exact = torch.cat([targets[:, None], torch.where(near == targets[:, None], 0, near)], dim=1)
+        counted = (exact == targets[:, None]).float() if self.training else None
+        return -self._sampled_log_probs(state, exact, negatives, negative_log_q, counted)[:, 0]
+
+    def _sampled_log_probs(
+        self,
+        state: SessionState,
+        exact: Int[Tensor, "M Y"],
+        drawn: Int[Tensor, " X"],
+        drawn_log_q: Float[Tensor, " X"],
+        counted: Float[Tensor, "M Y"] | None = None,
+    ) -> Float[Tensor, "M Y+X"]:
+        """Log-probabilities of items that are named, then of those that stand for the rest of the catalogue."""
+        exact_logits = self.encoder.click_logits(state, exact, counted).where(exact > 0, -torch.inf)
+        drawn_logits = self.encoder.unpaired_logits(state, drawn) - drawn_log_q
+        rows, _, places = self.encoder.places(exact, drawn)
+        drawn_logits = drawn_logits.index_put_((rows, places), drawn_logits.new_tensor(-torch.inf))
+        return torch.cat([exact_logits, drawn_logits], dim=1).log_softmax(1)
 
     def click_probabilities(
         self, state: SessionState, slates: Int[Tensor, "B K"], clicks: Float[Tensor, "B K"]
@@ -236,6 +261,24 @@ class UserModel(nn.Module):
         purchases = clicks * bought
         left = self.sample_leaving(state, slates, clicks, purchases, generator)
         return clicks, purchases, left
+
+    @torch.no_grad()
+    def sample_next_items(
+        self,
+        state: SessionState,
+        drawn: Int[Tensor, " X"],
+        drawn_log_q: Float[Tensor, " X"],
+        generator: torch.Generator,
+    ) -> Int[Tensor, " B"]:
+        """Next items, for logs without slates.
+
+        Items near to the session have their own probability; the rest of the catalogue is represented by X drawn items,
+        as in training (sampling-importance-resampling), since a softmax over all of it would cost most of a simulation.
+        """
+        near = self.encoder.near_items(state)
+        probabilities = self._sampled_log_probs(state, near, drawn, drawn_log_q).exp()
+        chosen = torch.multinomial(probabilities, 1, generator=generator)
+        return torch.cat([near, drawn.expand(len(near), -1)], dim=1).gather(1, chosen)[:, 0]
 
     @torch.no_grad()
     def sample_leaving(

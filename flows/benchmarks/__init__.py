@@ -1,7 +1,7 @@
 """Benchmarks in one form: each is one file of this folder, gives one JSON document and one table of docs/results.md.
 
-A benchmark's module has `BUDGET` (CPU-minutes, full and quick) and `measure(context) -> dict[str, Figure]`. Results of each
-(method, seed) are kept as they finish, so an interrupted benchmark goes on where it stopped.
+A benchmark's module has `BUDGET` (CPU-minutes, full and quick) and `measure(context) -> dict[str, Figure]`. Results of
+each (method, seed) are kept as they finish, so an interrupted benchmark goes on where it stopped.
 """
 
 import importlib

@@ -4,6 +4,7 @@ from datetime import timedelta
 
 import polars as pl
 import pytest
+
 from components.errors import ContractError
 from components.interactions.as_of import write_known_by
 from components.interactions.log_folder import Log

@@ -1,0 +1,91 @@
+"""IRecGAN's 10-state MDP with the state observed: does REINFORCE, trained in the true environment, find the optimum?
+
+One candidate of a slate is drawn in proportion to its r, so the best slates hold a few good items and fill up with
+items that are all but never drawn; ranking by r alone stays a fifth below. The trained policy is judged by a large
+rollout (as a distribution) and by its most likely slates (exactly).
+"""
+
+import numpy as np
+import torch
+from scipy import stats
+
+from components.agents.reinforce import ReinforceConfig, train_reinforce
+from components.environments.irecgan_mdp import START, IRecGanMdp, MdpState, myopic_policy
+from components.environments.rollout import rollout
+from components.interactions.vocabulary import FIRST_ITEM
+from components.policies.slate_policy import SlatePolicy, UniformPolicy
+from components.policies.tabular_policy import TabularSlatePolicy
+from flows.benchmarks import Budget, Context, Figure
+
+BUDGET = Budget(full=90, quick=5)
+N_STATES, N_ITEMS, SLATE = 10, 50, 10
+JUDGED_SESSIONS, MAX_STEPS = 20_000, 400
+TRAINING = ReinforceConfig(
+    iterations=320,
+    sessions=1_000,
+    max_steps=20,
+    gamma=0.5,
+    credit="slate",
+    learning_rate=0.1,
+    baseline_rate=0.01,
+    entropy=0.0,
+    pull=0.0,
+    logged_weight=0.0,
+)
+
+
+def measure(context: Context) -> dict[str, Figure]:
+    """Return of REINFORCE and its neighbours as shares of the optimum, over draws of the MDP."""
+    n_seeds = context.seeds or (1 if context.quick else 5)
+    training = TRAINING.model_copy(update={"iterations": 60}) if context.quick else TRAINING
+    by_seed = [
+        context.keep(f"seed-{seed}", lambda seed=seed: _one_draw(seed, training))  # type: ignore[misc]
+        for seed in range(n_seeds)
+    ]
+    values = {name: np.array([result[name] for result in by_seed]) for name in by_seed[0]}
+    figures = {"optimum": _mean(values["optimum"], "clicks a session")}
+    for name in ("random", "myopic", "reinforce", "reinforce_gamma_0"):
+        figures[f"{name}.share_of_optimum"] = _mean(values[name] / values["optimum"], "share, as a distribution")
+    share = _mean(values["reinforce_slates"] / values["optimum"], "share, most likely slates (exact)")
+    figures["reinforce_slates.share_of_optimum"] = share.model_copy(
+        update={"target": "at least 0.95", "holds": share.value >= 0.95}
+    )
+    return figures
+
+
+def _one_draw(seed: int, training: ReinforceConfig) -> dict[str, float]:
+    mdp = IRecGanMdp(n_states=N_STATES, n_items=N_ITEMS, slate_size=SLATE, seed=seed)
+    policy = _train(mdp, training, seed)
+    states = torch.arange(N_STATES)
+    requests = mdp.observe(MdpState(states))
+    likely = policy.logits(policy.start(requests), requests).topk(SLATE, dim=1).indices
+    slates = requests.candidates.gather(1, likely)
+    return {
+        "optimum": float(mdp.optimal_values()[START]),
+        "random": _clicks(mdp, UniformPolicy(SLATE)),
+        "myopic": _clicks(mdp, myopic_policy(mdp)),
+        "reinforce": _clicks(mdp, policy),
+        "reinforce_slates": float(mdp.values_of(slates)[START]),
+        "reinforce_gamma_0": _clicks(mdp, _train(mdp, training.model_copy(update={"gamma": 0.0}), seed)),
+    }
+
+
+def _train(mdp: IRecGanMdp, training: ReinforceConfig, seed: int) -> TabularSlatePolicy:
+    policy = TabularSlatePolicy(N_STATES, N_ITEMS + FIRST_ITEM, SLATE, bound=8.0)
+    train_reinforce(policy, mdp, torch.zeros(1, dtype=torch.long), None, training, seed, lambda message, share: None)
+    return policy
+
+
+def _clicks(mdp: IRecGanMdp, policy: SlatePolicy) -> float:
+    generator = torch.Generator().manual_seed(99)
+    users = torch.zeros(JUDGED_SESSIONS, dtype=torch.long)
+    return float(rollout(mdp, policy, users, generator, MAX_STEPS).rewards.sum((1, 2)).mean())
+
+
+def _mean(values: np.ndarray, unit: str) -> Figure:
+    """Mean over draws with Student's interval."""
+    mean = float(values.mean())
+    if len(values) < 2:
+        return Figure(value=mean, unit=unit)
+    half = float(stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
+    return Figure(value=mean, interval=(mean - half, mean + half), unit=unit)

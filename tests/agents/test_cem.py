@@ -1,0 +1,61 @@
+"""CEM finds the weights that a known objective wants, and the same seed finds the same."""
+
+import torch
+
+from components.agents.cem import CemConfig, train_cem
+from components.environments.rollout import rollout
+from components.environments.storefront import Config, Storefront
+from components.interactions.batching import SessionReader
+from components.interactions.covisitation import count_covisitation
+from components.interactions.log_folder import Log
+from components.interactions.vocabulary import Vocabulary
+from components.policies.ranking_policy import RankingPolicy
+from components.policies.request_features import RequestFeatures
+from components.policies.session_encoder import EncoderConfig, EncoderShape, SessionEncoder
+
+CONFIG = CemConfig(iterations=5, population=10, elite=3, sessions=150, max_steps=8)
+SHOP = Config(n_users=150, n_items=60, personal=0.0)
+
+
+def untrained(log: Log) -> RankingPolicy:
+    vocabulary = Vocabulary.fit(log)
+    features = vocabulary.item_features(log.items())
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        encoder = SessionEncoder(
+            EncoderShape(
+                n_indices=vocabulary.size,
+                n_item_features=features.shape[1],
+                n_context=vocabulary.context_width,
+                config=EncoderConfig(item_width=8, hidden_width=8),
+            )
+        )
+        encoder.know_items(features, vocabulary.counts(), count_covisitation(log, vocabulary))
+        policy = RankingPolicy(RequestFeatures(encoder), 4)
+    batch = next(SessionReader(log, vocabulary).batches(200))
+    known = batch.mask.flatten()
+    policy.features.fit(encoder.states(batch).select(known), batch.requests().select(known), vocabulary.counts())
+    return policy
+
+
+def reward(policy: RankingPolicy) -> float:
+    users = torch.arange(150).repeat(10)
+    generator = torch.Generator().manual_seed(5)
+    return float(rollout(Storefront(SHOP), policy, users, generator, 8).rewards.sum((1, 2)).mean())
+
+
+def test_it_earns_more_than_random_weights_where_one_slate_fits_all(storefront_log: Log):
+    policy = untrained(storefront_log)
+    before = reward(policy)
+    train_cem(policy, Storefront(SHOP), torch.arange(150), CONFIG, 0, lambda message, share: None)
+    assert reward(policy) > 1.2 * before
+    # The rating is the last feature, and the only trace of what everybody wants.
+    assert policy.weights[-1] > 0
+
+
+def test_the_same_seed_finds_the_same_weights(storefront_log: Log):
+    first, again = untrained(storefront_log), untrained(storefront_log)
+    short = CONFIG.model_copy(update={"iterations": 2})
+    for policy in (first, again):
+        train_cem(policy, Storefront(SHOP), torch.arange(150), short, 3, lambda message, share: None)
+    assert torch.equal(first.weights, again.weights)
