@@ -46,7 +46,7 @@ class ReinforceConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    iterations: int = Field(default=60, ge=1, le=100_000, description="Policy steps; each collects sessions anew.")
+    iterations: int = Field(default=80, ge=1, le=100_000, description="Policy steps; each collects sessions anew.")
     sessions: int = Field(default=768, ge=1, description="Sessions generated for a step (the paper: 200).")
     max_steps: int = Field(default=20, ge=1, le=1_000, description="Requests after which generated sessions are cut.")
     gamma: float = Field(default=0.9, ge=0, le=1, description="Discount per request; 0 looks at one request alone.")
