@@ -1,5 +1,6 @@
 """Prefect, DVC and BentoML are given homes of the tests' own, and each test its own folders."""
 
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,12 @@ def tool_homes(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ.setdefault("BENTOML_HOME", str(tmp_path_factory.mktemp("bentoml")))
     import dvc.repo  # noqa: F401
     import prefect.main  # noqa: F401
+
+
+@pytest.fixture(autouse=True)
+def no_complaints_of_closed_streams(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prefect's console handler keeps the stderr that it first saw; CliRunner closes its own after each call."""
+    monkeypatch.setattr(logging, "raiseExceptions", False)
 
 
 @pytest.fixture(autouse=True)
