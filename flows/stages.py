@@ -178,12 +178,16 @@ def train_policy(config: LoopConfig, split: Path, world: Path, out: Path, progre
     _fit_behavior(config, policy, train, progress)
     environment = _world_model(config, stored, train)
     discriminator = _load_discriminator(stored, world) if config.adversarial.rounds else None
+    reinforce = config.reinforce
+    if manifest.evidence is EvidenceLevel.CLICKS:
+        # There is no logging policy to stay close to, and no log that could judge what stays close.
+        reinforce = reinforce.model_copy(update={"pull": 0.0})
     training = train_reinforce(
         policy,
         environment,
         torch.arange(environment.n_users),
         train if manifest.evidence is EvidenceLevel.PROPENSITIES else None,
-        config.reinforce,
+        reinforce,
         config.seed,
         progress,
         None if discriminator is None else discriminator.relative_beliefs,

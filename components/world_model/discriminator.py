@@ -22,6 +22,8 @@ class Discriminator(nn.Module):
     def __init__(self, encoder: SessionEncoder, width: int = 24, hidden: int = 32) -> None:
         super().__init__()
         shape = encoder.shape
+        # Where the log has no slates, generated sessions have, and would be told apart by that alone.
+        self.reads_slates = shape.reads_slates
         self.register_buffer("item_features", encoder.item_features.clone())
         self.id_embedding = nn.Embedding(shape.n_indices, width, padding_idx=0)
         nn.init.normal_(self.id_embedding.weight.data[1:], std=0.05)
@@ -31,14 +33,17 @@ class Discriminator(nn.Module):
 
     def step_logits(self, batch: SessionBatch) -> Float[Tensor, "B T"]:
         """d_t of every request, from the session up to it."""
-        shown, done = self._vectors(batch.slates), self._vectors(batch.events)
+        slates, clicks, purchases = batch.slates, batch.clicks, batch.purchases
+        if not self.reads_slates:
+            slates, clicks, purchases = slates[..., :0], clicks[..., :0], purchases[..., :0]
+        shown = self._vectors(slates)
         parts = [
             shown.sum(2),
-            (shown * batch.clicks[..., None]).sum(2),
-            (shown * batch.purchases[..., None]).sum(2),
-            done.sum(2),
-            batch.clicks.sum(2, keepdim=True),
-            batch.purchases.sum(2, keepdim=True),
+            (shown * clicks[..., None]).sum(2),
+            (shown * purchases[..., None]).sum(2),
+            self._vectors(batch.events).sum(2),
+            clicks.sum(2, keepdim=True),
+            purchases.sum(2, keepdim=True),
             batch.left[..., None].float(),
             batch.context,
         ]

@@ -1,3 +1,6 @@
+from collections.abc import Callable
+from dataclasses import replace
+
 import torch
 from torch.nn import functional
 
@@ -62,3 +65,18 @@ def test_what_was_shown_and_not_wanted_counts_too(shop_model: UserModel, reader:
     others = {**batch.columns(), "slates": batch.slates.flip(0)}
 
     assert not torch.allclose(discriminator.session_logits(SessionBatch(**others)), discriminator.session_logits(batch))
+
+
+def test_without_logged_slates_sessions_are_told_apart_by_what_users_did_alone(
+    make_model: Callable[..., UserModel], views: Callable[..., SessionBatch]
+) -> None:
+    torch.manual_seed(0)
+    discriminator = Discriminator(make_model(0).encoder)
+    real = views([[5, 9, 5, 30], [7, 7]])
+    slates = torch.ones(2, 4, 3, dtype=torch.int32)
+    made = replace(
+        real, slates=slates, clicks=slates.float(), purchases=slates.float(), rewards=slates.float(),
+        observed=slates > 0, purchase_observed=slates > 0,
+    )  # fmt: skip
+
+    assert torch.equal(discriminator.session_logits(made), discriminator.session_logits(real))
