@@ -182,27 +182,39 @@ class SessionEncoder(nn.Module):
         events: Int[Tensor, "B T E"],
     ) -> Int[Tensor, "B T R"]:
         """Latest touched items first: a request's events, the clicks on the slate before it, then what was known."""
-        clicked = torch.where((clicks > 0) & self.shape.reads_slates, slates, 0)
-        touched = torch.cat([clicked.to(events.dtype), events], dim=2)
-        line = torch.cat([recent.flip(1), touched.flatten(1)], dim=1)
-        count, width = (line > 0).cumsum(1), line.shape[1]
-        # Without gaps, in order; one column more takes in the padding.
-        packed = line.new_zeros(len(line), width + 1).scatter(1, torch.where(line > 0, count - 1, width), line)
+        touched = torch.cat([self._clicked(slates, clicks), events], dim=2)
+        packed, count = _packed(torch.cat([recent.flip(1), touched.flatten(1)], dim=1))
         latest = count[:, recent.shape[1] + touched.shape[2] - 1 :: touched.shape[2]] - 1
-        places = latest[..., None] - torch.arange(recent.shape[1], device=line.device)
-        found = packed.gather(1, torch.where(places >= 0, places, width).flatten(1))
+        places = latest[..., None] - torch.arange(recent.shape[1], device=packed.device)
+        # The last column is padding.
+        found = packed.gather(1, torch.where(places >= 0, places, packed.shape[1] - 1).flatten(1))
         return found.unflatten(1, places.shape[1:])
 
+    def _clicked(self, slates: Int[Tensor, "B T K"], clicks: Float[Tensor, "B T K"]) -> Int[Tensor, "B T K"]:
+        return torch.where((clicks > 0) & self.shape.reads_slates, slates, 0).int()
+
+    def own_followers(self, batch: SessionBatch, state: SessionState) -> Int[Tensor, "M L"]:
+        """Items that each request's own session turns to after its last item, now or at any other time; 0 is padding.
+
+        They are among what co-visitation counted, if the session is one of those that it counted.
+        """
+        touched = torch.cat([batch.events, self._clicked(batch.slates, batch.clicks)], dim=2)
+        packed, count = _packed(touched.flatten(1))
+        packed = packed[:, : int(count.max()) + 1]
+        last = state.recent[:, 0].reshape(batch.mask.shape)
+        after_last = packed[:, None, :-1] == last[:, :, None]
+        return torch.where(after_last, packed[:, None, 1:], 0).flatten(0, 1)
+
     def pair_features(
-        self, state: SessionState, items: Int[Tensor, "B X"], counted: Float[Tensor, "B X"] | None = None
+        self, state: SessionState, items: Int[Tensor, "B X"], counted: Int[Tensor, "B L"] | None = None
     ) -> Float[Tensor, "B X P"]:
         """What the session's recent items say of each item.
 
         Args:
             state: B sessions.
             items: X items for each of them.
-            counted: 1 where the user turned to the item next and that visit is among those that co-visitation counted.
-                It is left out, or the feature would give away what is to be learned (leave-one-out).
+            counted: items whose visit after the last item is among those that co-visitation counted. It is left out,
+                or the feature would give away what is to be learned.
         """
         recent = state.recent
         last = recent[:, 0].long()
@@ -211,13 +223,14 @@ class SessionEncoder(nn.Module):
         neighbors, weights = self.neighbors[last], self.neighbor_weights[last]
         follows = ((items[:, :, None] == neighbors[:, None, :]) * weights[:, None, :]).sum(2)
         if counted is not None:
-            follows = (follows - counted * self.one_visit[last][:, None]).clamp(min=0.0)
+            own = (items[:, :, None] == counted[:, None, :]).any(2)
+            follows = (follows - own * self.one_visit[last][:, None]).clamp(min=0.0)
         touched = same.float()
         followed = (follows / FOLLOW_RATE).log1p()
         return torch.stack([touched[:, :, 0], (touched * decay).amax(2), touched.sum(2).log1p(), followed], dim=2)
 
     def click_logits(
-        self, state: SessionState, items: Int[Tensor, "B X"], counted: Float[Tensor, "B X"] | None = None
+        self, state: SessionState, items: Int[Tensor, "B X"], counted: Int[Tensor, "B L"] | None = None
     ) -> Float[Tensor, "B X"]:
         """Click logit of each item, whatever its position."""
         vectors = self.item_vectors(items)
@@ -260,7 +273,7 @@ class SessionEncoder(nn.Module):
         return self.click_item(vectors)[..., 0] + self._look_up(self.click_bias, items)[..., 0]
 
     def _click_pair_logits(
-        self, state: SessionState, items: Int[Tensor, "B X"], counted: Float[Tensor, "B X"] | None = None
+        self, state: SessionState, items: Int[Tensor, "B X"], counted: Int[Tensor, "B L"] | None = None
     ) -> Float[Tensor, "B X"]:
         weights = self.click_pair.weight + self.click_pair_query(state.hidden)
         return torch.einsum("bp,bxp->bx", weights, self.pair_features(state, items, counted))
@@ -271,3 +284,11 @@ class SessionEncoder(nn.Module):
         logits = torch.einsum("bd,bxd->bx", self.purchase_query(state.hidden.detach()), vectors)
         pair = self.purchase_pair(self.pair_features(state, items))[..., 0]
         return logits + self.purchase_item(vectors)[..., 0] + pair
+
+
+def _packed(line: Int[Tensor, "B L"]) -> tuple[Int[Tensor, "B W"], Int[Tensor, "B L"]]:
+    """Items in order without the gaps between them, zeros after them; and how many there are up to each place."""
+    count, width = (line > 0).cumsum(1), line.shape[1]
+    # One column more takes in the padding.
+    place = torch.where(line > 0, count - 1, width)
+    return line.new_zeros(len(line), width + 1).scatter(1, place, line), count

@@ -79,7 +79,7 @@ class UserModel(nn.Module):
         return [self.position, self.clicks_above, self.encoder.click_pair.weight, self.encoder.purchase_pair.weight]
 
     def click_logits(
-        self, state: SessionState, slates: Int[Tensor, "B K"], counted: Float[Tensor, "B K"] | None = None
+        self, state: SessionState, slates: Int[Tensor, "B K"], counted: Int[Tensor, "B L"] | None = None
     ) -> Float[Tensor, "B K"]:
         """Logit of each position before the clicks above it count; -inf for padding."""
         logits = self.encoder.click_logits(state, slates, counted) + self.position
@@ -156,51 +156,56 @@ class UserModel(nn.Module):
         negatives: Int[Tensor, " X"] | None,
         negative_log_q: Float[Tensor, " X"] | None,
     ) -> tuple[Float[Tensor, " M"], Float[Tensor, " M"]]:
+        # Training sessions are among those that co-visitation counted: what it says of them leaves them out.
+        counted = self.encoder.own_followers(batch, state) if self.training else None
         if self.slate_size == 0:
-            return self._next_item_losses(state, next_items(batch).flatten(), negatives, negative_log_q)
+            return self._next_item_losses(state, next_items(batch).flatten(), counted, negatives, negative_log_q)
         if self.responses == "choice":
-            return self._choice_losses(state, flat)
-        return self._position_losses(state, flat)
+            return self._choice_losses(state, flat, counted)
+        return self._position_losses(state, flat, counted)
 
-    def _position_losses(self, state: SessionState, flat: "FlatRequests") -> tuple[Tensor, Tensor]:
+    def _position_losses(
+        self, state: SessionState, flat: "FlatRequests", counted: Int[Tensor, "M L"] | None
+    ) -> tuple[Tensor, Tensor]:
         above = flat.clicks.cumsum(1) - flat.clicks
-        logits = self.encoder.click_logits(state, flat.slates, self._counted(flat.clicks))
+        logits = self.encoder.click_logits(state, flat.slates, counted)
         logits = logits + self.position + self.clicks_above * above
         loss = functional.binary_cross_entropy_with_logits(logits, flat.clicks, reduction="none")
         return (flat.observed * loss).sum(1), flat.observed.float().sum(1)
 
-    def _choice_losses(self, state: SessionState, flat: "FlatRequests") -> tuple[Tensor, Tensor]:
-        log_p = self._choice_log_probs(state, flat.slates, self._counted(flat.clicks))
+    def _choice_losses(
+        self, state: SessionState, flat: "FlatRequests", counted: Int[Tensor, "M L"] | None
+    ) -> tuple[Tensor, Tensor]:
+        log_p = self._choice_log_probs(state, flat.slates, counted)
         none = 1.0 - flat.clicks.sum(1, keepdim=True).clamp(max=1.0)
         chosen = torch.cat([flat.clicks, none], dim=1)
         known = flat.observed.any(1).float()
         return known * -(chosen * torch.where(chosen > 0, log_p, 0.0)).sum(1), known
 
     def _choice_log_probs(
-        self, state: SessionState, slates: Int[Tensor, "B K"], counted: Float[Tensor, "B K"] | None = None
+        self, state: SessionState, slates: Int[Tensor, "B K"], counted: Int[Tensor, "B L"] | None = None
     ) -> Float[Tensor, "B K+1"]:
         return torch.cat([self.click_logits(state, slates, counted), self.skip(state.hidden)], dim=1).log_softmax(1)
-
-    def _counted(self, clicks: Float[Tensor, "M K"]) -> Float[Tensor, "M K"] | None:
-        """In training, the first click of each slate: the visit that co-visitation counted after the last item."""
-        return clicks * (clicks.cumsum(1) == 1) if self.training else None
 
     def _next_item_losses(
         self,
         state: SessionState,
         targets: Int[Tensor, " M"],
+        counted: Int[Tensor, "M L"] | None,
         negatives: Int[Tensor, " X"] | None,
         negative_log_q: Float[Tensor, " X"] | None,
     ) -> tuple[Tensor, Tensor]:
         known = targets > 0
         rows = torch.nonzero(known)[:, 0]
-        losses = self._chosen_item_losses(state.select(rows), targets[rows].long(), negatives, negative_log_q)
+        counted = None if counted is None else counted[rows]
+        losses = self._chosen_item_losses(state.select(rows), targets[rows].long(), counted, negatives, negative_log_q)
         return losses.new_zeros(len(targets)).index_copy(0, rows, losses), known.float()
 
     def _chosen_item_losses(
         self,
         state: SessionState,
         targets: Int[Tensor, " M"],
+        counted: Int[Tensor, "M L"] | None,
         negatives: Int[Tensor, " X"] | None,
         negative_log_q: Float[Tensor, " X"] | None,
     ) -> Float[Tensor, " M"]:
@@ -212,7 +217,6 @@ class UserModel(nn.Module):
         # summed exactly; the drawn ones stand for the rest, each for 1 / (chance to be drawn).
         near = self.encoder.near_items(state)
         exact = torch.cat([targets[:, None], torch.where(near == targets[:, None], 0, near)], dim=1)
-        counted = (exact == targets[:, None]).float() if self.training else None
         return -self._sampled_log_probs(state, exact, negatives, negative_log_q, counted)[:, 0]
 
     def _sampled_log_probs(
@@ -221,7 +225,7 @@ class UserModel(nn.Module):
         exact: Int[Tensor, "M Y"],
         drawn: Int[Tensor, " X"],
         drawn_log_q: Float[Tensor, " X"],
-        counted: Float[Tensor, "M Y"] | None = None,
+        counted: Int[Tensor, "M L"] | None = None,
     ) -> Float[Tensor, "M Y+X"]:
         """Log-probabilities of items that are named, then of those that stand for the rest of the catalogue."""
         exact_logits = self.encoder.click_logits(state, exact, counted).where(exact > 0, -torch.inf)

@@ -34,8 +34,8 @@ DEFAULT_PATH = REPOSITORY.parent / "shared" / "data" / "trivago_2019"
 #: Few clickouts and ten times as many hotels, most of them seen once: a small state, and ids for frequent hotels alone.
 SMALL = LoopConfig(
     source=trivago.Config(),
-    encoder=EncoderConfig(item_width=16, hidden_width=32, min_count=20),
-    user_model=LikelihoodConfig(max_epochs=20, patience=4, batch_sessions=128, learning_rate=1e-3, weight_decay=1e-4),
+    encoder=EncoderConfig(item_width=16, hidden_width=32, min_count=50),
+    user_model=LikelihoodConfig(max_epochs=20, patience=4, batch_sessions=64, learning_rate=1e-3, weight_decay=1e-4),
 )
 DEFAULT = LoopConfig(source=trivago.Config())
 UNIT = "nats a clickout"

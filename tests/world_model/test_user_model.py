@@ -166,7 +166,7 @@ def test_a_visit_that_was_counted_is_left_out_of_training_and_of_nothing_else(
     state = encoder.states(views([[5]]))
     follower = encoder.neighbors[5, :1][None]
     item = torch.stack([follower, follower])
-    counted = torch.tensor([[[0.0]], [[1.0]]])
+    counted = torch.stack([torch.zeros_like(follower), follower])
 
     asked, learned = (float(encoder.pair_features(state, i, c)[0, 0, 3]) for i, c in zip(item, counted, strict=True))
 
@@ -191,3 +191,14 @@ def test_sampled_responses_have_the_modelled_frequencies(make_model: Callable[..
     hazard = torch.sigmoid(model.leave_logits(alike, slates, clicks, purchases))
     assert float(left.float().mean()) == pytest.approx(float(hazard.mean()), abs=0.015)
     assert bool((purchases <= clicks).all())
+
+
+def test_the_visits_of_a_session_itself_are_those_after_its_last_item(
+    make_model: Callable[..., UserModel], views: Callable[..., SessionBatch]
+) -> None:
+    encoder, batch = make_model(0).encoder, views([[5, 9, 5, 30], [7, 8]])
+
+    own = encoder.own_followers(batch, encoder.states(batch))
+
+    # After 5 come 9 and 30, whichever of them is next; after 9 comes 5; nothing comes after 30.
+    assert [sorted(set(row) - {0}) for row in own.tolist()[:6]] == [[9, 30], [5], [9, 30], [], [8], []]
