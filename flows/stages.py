@@ -59,7 +59,7 @@ from components.policies.slate_policy import SlatePolicy
 from components.validation.checks import DataChecks, validate
 from components.world_model.adversarial import train_adversarially
 from components.world_model.discriminator import Discriminator
-from components.world_model.environment import WorldModel
+from components.world_model.environment import POOL_SESSIONS, WorldModel
 from components.world_model.training import Epoch, Progress, evaluate_likelihood, train_by_likelihood
 from components.world_model.user_model import UserModel
 from components.world_model.user_model_folder import StoredUserModel, load_user_model, save_user_model
@@ -69,6 +69,8 @@ from flows.stage_store import stage
 
 POLICY, BASELINE = "reinforce", "cem"
 CURVES = "curves.json"
+#: Training sessions on which request features are standardised.
+STANDARDIZING_SESSIONS = 4_096
 P = TypeVar("P", NeuralSlatePolicy, RankingPolicy)
 
 
@@ -437,7 +439,8 @@ def _new_policy(config: LoopConfig, stored: StoredUserModel, train: SessionReade
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         policy = kind(RequestFeatures(encoder), slate_size)
-    batch = next(train.batches(4_096, torch.Generator().manual_seed(config.seed)))
+    sample = train.sample(STANDARDIZING_SESSIONS, torch.Generator().manual_seed(config.seed))
+    batch = sample.batch(torch.arange(len(sample)))
     state = encoder.states(batch).select(batch.mask.flatten())
     requests = batch.requests().select(batch.mask.flatten())
     if requests.candidates.shape[1] == 0:
@@ -461,7 +464,7 @@ def _world_model(config: LoopConfig, stored: StoredUserModel, reader: SessionRea
     manifest = reader.log.manifest
     return WorldModel(
         stored.user_model,
-        next(reader.tables()),
+        reader.sample(POOL_SESSIONS, torch.Generator().manual_seed(config.seed)),
         manifest.reward,
         manifest.slate_size or config.slate_size,
         config.candidates,

@@ -149,6 +149,16 @@ class SessionReader:
                 self._kept = table
             yield table
 
+    def sample(self, n_sessions: int, generator: torch.Generator) -> SessionTable:
+        """So many whole sessions drawn at random from all parts; every session where the log holds no more."""
+        rows = self.log.scan()
+        ids = rows.select(pl.col("session_id").unique().sort()).collect().to_series()
+        if len(ids) <= n_sessions and len(self.log.part_paths) == 1:
+            return next(self.tables())
+        chosen = ids.gather(torch.randperm(len(ids), generator=generator)[:n_sessions].numpy())
+        frame = rows.join(chosen.to_frame().lazy(), on="session_id", how="semi").collect()
+        return read_sessions(frame, self.log.manifest, self.vocabulary, self._candidates)
+
     def batches(self, size: int, generator: torch.Generator | None = None) -> Iterator[SessionBatch]:
         """One pass over all sessions in batches of about `size` sessions."""
         for table in self.tables():

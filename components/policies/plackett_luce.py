@@ -13,6 +13,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+#: Utility of what is not there: finite, so that no gradient meets inf - inf, and beyond all utilities that are.
+NOTHING = -1e30
+
 
 def sample(logits: Float[Tensor, "B N"], slate_size: int, generator: torch.Generator) -> Int[Tensor, "B K"]:
     """Candidates of an ordered slate, as places in the candidate list; -1 where fewer than K candidates exist.
@@ -33,20 +36,23 @@ def sample(logits: Float[Tensor, "B N"], slate_size: int, generator: torch.Gener
 def log_prob(logits: Float[Tensor, "B N"], places: Int[Tensor, "B K"]) -> Float[Tensor, "B K"]:
     """Log-probability of each position's item given the positions above it; its sum over K is the slate's.
 
+    The candidates that are left at a position are those of the positions from it on and those that are never shown, so
+    one pass over the candidates and one over the slate give every normaliser; nothing is subtracted.
+
     Positions with place -1 hold nothing and count 0. A slate that repeats a candidate has -inf.
     """
-    remaining = torch.isfinite(logits)
-    safe = torch.where(remaining, logits, 0.0)
-    columns = []
-    for place in places.unbind(1):
-        filled = place >= 0
-        index = place.clamp(min=0)[:, None]
-        available = remaining.gather(1, index)[:, 0]
-        normaliser = torch.where(remaining, safe, -torch.inf).logsumexp(1)
-        chosen = safe.gather(1, index)[:, 0] - torch.where(remaining.any(1), normaliser, 0.0)
-        columns.append(torch.where(filled, torch.where(available, chosen, -torch.inf), 0.0))
-        remaining = remaining & ~(filled[:, None] & (torch.arange(logits.shape[1], device=logits.device) == index))
-    return torch.stack(columns, dim=1)
+    filled, index = places >= 0, places.clamp(min=0)
+    repeated = (places[:, :, None] == places[:, None, :]).tril(-1).any(2)
+    possible = torch.isfinite(logits).gather(1, index) & ~repeated
+    utility = logits.clamp(min=NOTHING)
+    chosen = torch.where(filled & possible, utility.gather(1, index), NOTHING)
+    # One column more takes in the positions that hold nothing.
+    shown = torch.zeros(len(logits), logits.shape[1] + 1, dtype=torch.bool, device=logits.device)
+    shown = shown.scatter(1, torch.where(filled, places, logits.shape[1]), True)[:, :-1]
+    never_shown = utility.masked_fill(shown, NOTHING).logsumexp(1, keepdim=True)
+    from_here_on = chosen.flip(1).logcumsumexp(1).flip(1)
+    log_probs = chosen - torch.logaddexp(never_shown, from_here_on)
+    return torch.where(filled, torch.where(possible, log_probs, -torch.inf), 0.0)
 
 
 def entropy(logits: Float[Tensor, "B N"]) -> Float[Tensor, " B"]:

@@ -21,7 +21,7 @@ from components.environments.rollout import Survivors, continue_sessions, open_s
 from components.interactions.batching import SessionBatch, SessionReader, SessionTable
 from components.policies.slate_policy import SlatePolicy
 from components.world_model.discriminator import Discriminator
-from components.world_model.environment import WorldModel, WorldModelState
+from components.world_model.environment import POOL_SESSIONS, WorldModel, WorldModelState
 from components.world_model.training import Progress, evaluate_likelihood
 
 #: Validation sessions on which a round is judged, at most.
@@ -96,7 +96,7 @@ def train_adversarially(
         discriminator = Discriminator(model.encoder)
     judge = torch.optim.Adam(discriminator.parameters(), lr=config.discriminator_rate)
     sampler = world.sampler if model.slate_size == 0 else None
-    pool = next(train.tables())
+    pool = train.sample(POOL_SESSIONS, generator)
     history: list[Round] = []
     allowed = float(evaluate_likelihood(model, validation, 512, VALIDATION_SESSIONS).per_request) + config.max_loss
     for number in range(config.rounds):

@@ -20,6 +20,8 @@ from components.policies.slate_policy import SessionState
 from components.world_model.training import NegativeSampler
 from components.world_model.user_model import UserModel
 
+#: Sessions whose requests are replayed, at most: drawn from the whole log, so that a larger one need not fit in memory.
+POOL_SESSIONS = 50_000
 #: Items that stand for the catalogue when next items are drawn.
 N_DRAWN = 2_000
 #: Draws of the retrieval stage for each candidate: popular items are drawn more than once, and count once.

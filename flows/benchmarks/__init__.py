@@ -11,9 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from components.errors import InputError
+from flows.config import LoopConfig
 from flows.lineage import code_digest, digest_of, git_commit, lock_digest
 from flows.settings import REPOSITORY, PlatformSettings
 
@@ -81,6 +83,8 @@ def run(name: str, *, quick: bool, seeds: int | None, path: Path | None) -> Docu
     if name not in names():
         raise InputError(f"unknown benchmark {name!r}; the benchmarks are: {', '.join(names())}")
     module = importlib.import_module(f"{__name__}.{name}")
+    # As the loop's own runs: what stands in the results is what a run computes.
+    torch.set_num_threads(LoopConfig().threads)
     lineage = {"code": code_digest(), "lock": lock_digest(), "commit": git_commit()}
     kept = PlatformSettings().home / "benchmarks" / name / digest_of(code_digest(), str(quick), str(path))[:16]
     kept.mkdir(parents=True, exist_ok=True)

@@ -224,6 +224,34 @@ def test_a_log_in_several_parts_gives_the_sessions_of_the_log_in_one(
     assert pl.concat([table.session_ids for table in tables]).to_list() == whole.session_ids.to_list()
 
 
+def test_a_sample_draws_whole_sessions_from_all_parts_alike(storefront_log: Log, tmp_path: Path) -> None:
+    rows = storefront_log.scan().collect()
+    ids = rows["session_id"].unique().sort()
+    late = pl.col("session_id").is_in(ids[len(ids) // 2 :].implode())
+    cut = write_log(
+        tmp_path / "cut", storefront_log.manifest, [rows.filter(~late), rows.filter(late)], storefront_log.items()
+    )
+    reader = SessionReader(cut, Vocabulary.fit(cut))
+    lengths = dict(rows.group_by("session_id").len().iter_rows())
+
+    drawn = [reader.sample(20, torch.Generator().manual_seed(seed)) for seed in range(40)]
+
+    for table in drawn:
+        assert len(set(table.session_ids)) == 20
+        assert table.lengths.tolist() == [lengths[session] for session in table.session_ids]
+    # 800 draws without preference: 400 from the later half, give or take four standard deviations.
+    assert abs(sum(table.session_ids.is_in(ids[len(ids) // 2 :].implode()).sum() for table in drawn) - 400) < 60
+    assert drawn[0].session_ids.to_list() != drawn[1].session_ids.to_list()
+    again = reader.sample(20, torch.Generator().manual_seed(0))
+    assert again.session_ids.to_list() == drawn[0].session_ids.to_list()
+
+
+def test_a_sample_of_a_small_log_is_all_of_it(corner_log: Log) -> None:
+    reader = SessionReader(corner_log, Vocabulary.fit(corner_log))
+    (whole,) = reader.tables()
+    assert reader.sample(1_000, torch.Generator()).session_ids.to_list() == whole.session_ids.to_list()
+
+
 def test_storefront_rows_keep_their_log_probs_and_candidates(storefront_log: Log) -> None:
     table = table_of(storefront_log)
     rows = storefront_log.scan().collect()

@@ -182,3 +182,22 @@ def test_places_of_a_slate_are_those_of_its_items_among_the_candidates() -> None
 def test_an_item_that_is_no_candidate_is_named_with_its_request_and_position() -> None:
     with pytest.raises(ValueError, match="request 1, position 1: item 8 is not a candidate"):
         plackett_luce.places_of(torch.tensor([[3, 4], [3, 8]]), torch.tensor([[3, 4], [3, 4]]))
+
+
+@settings(deadline=None, max_examples=50)
+@given(utilities=st.lists(st.floats(-40.0, 40.0, width=32), min_size=1, max_size=7), data=st.data())
+def test_values_and_gradients_are_those_of_the_product_of_softmaxes(
+    utilities: list[float], data: st.DataObject
+) -> None:
+    n = len(utilities)
+    slate = data.draw(st.permutations(range(n)))[: data.draw(st.integers(1, n))]
+    logits = torch.tensor(utilities, dtype=torch.float64, requires_grad=True)
+    left = [[place for place in range(n) if place not in slate[:position]] for position in range(len(slate))]
+    by_hand = torch.stack([logits[place] - logits[rest].logsumexp(0) for place, rest in zip(slate, left, strict=True)])
+
+    log_probs = plackett_luce.log_prob(logits[None], torch.tensor([slate]))[0]
+
+    assert log_probs.tolist() == pytest.approx(by_hand.tolist(), abs=1e-9)
+    (expected,) = torch.autograd.grad(by_hand.sum(), logits)
+    (gradient,) = torch.autograd.grad(log_probs.sum(), logits)
+    assert gradient.tolist() == pytest.approx(expected.tolist(), abs=1e-9)
