@@ -424,7 +424,7 @@ def _fit_user_model(
             )
         )
         model = UserModel(encoder, manifest.slate_size, manifest.responses)
-    encoder.know_items(features, vocabulary.counts(), count_covisitation(train_log, vocabulary))
+    encoder.know_items(features, count_covisitation(train_log, vocabulary))
     generator = torch.Generator().manual_seed(seed)
     training = train_by_likelihood(
         model, train, validation, config.user_model, vocabulary.counts(), generator, progress
@@ -484,11 +484,11 @@ def _judge_world_model(
     generator = torch.Generator().manual_seed(config.seed)
     users = torch.randint(world.n_users, (config.trust.sessions,), generator=generator)
     generated = rollout(world, behavior, users, generator, config.ab.max_steps)
-    likelihood = evaluate_likelihood(model, test, config.user_model.batch_sessions)
+    likelihood = evaluate_likelihood(model, test)
     return judge_trust(
         click_nats=likelihood.per_click,
         baseline=baseline_nats(model, test, vocabulary.counts()),
-        calibrations=response_calibrations(model, test, config.user_model.batch_sessions),
+        calibrations=response_calibrations(model, test),
         sessions=compare_sessions(list(test.batches(1_024)), generated, with_reward=test.log.manifest.slate_size > 0),
         discriminator_accuracy=discriminator_accuracy,
         config=config.trust,

@@ -46,7 +46,7 @@ def train_behavior(
     history = []
     for epoch in range(config.epochs):
         loss_sum, n_slates = 0.0, 0
-        for batch in train.batches(config.batch_sessions, generator):
+        for (batch,) in train.samples(config.batch_sessions, generator):
             flat = batch.mask.flatten()
             requests, slates = batch.requests().select(flat), batch.slates.flatten(0, 1)[flat]
             with torch.no_grad():

@@ -136,7 +136,7 @@ def train_reinforce(
         fused=True,
     )
     use_log = logged is not None and config.logged_weight > 0
-    logged_batches = _random_batches(logged, config.logged_sessions, generator) if logged and use_log else None
+    logged_batches = _samples_without_end(logged, config.logged_sessions, generator) if logged and use_log else None
     history = []
     for iteration in range(config.iterations):
         chosen = users[torch.randint(len(users), (config.sessions,), generator=generator)]
@@ -231,8 +231,7 @@ def _returns(rewards: Float[Tensor, "B T K"], config: ReinforceConfig) -> Float[
     return position_returns(rewards, config.gamma)
 
 
-def _random_batches(logged: SessionReader, size: int, generator: torch.Generator) -> Iterator[SessionBatch]:
-    """Logged sessions without end, of mixed lengths: a step over sessions of one length would be one-sided."""
+def _samples_without_end(logged: SessionReader, size: int, generator: torch.Generator) -> Iterator[SessionBatch]:
     while True:
-        for table in logged.tables():
-            yield from map(table.batch, torch.randperm(len(table), generator=generator).split(size))
+        for (batch,) in logged.samples(size, generator):
+            yield batch

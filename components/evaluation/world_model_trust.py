@@ -16,6 +16,7 @@ from components.interactions.batching import SessionBatch, SessionReader
 from components.world_model.user_model import FlatRequests, UserModel, next_items
 
 N_BINS = 10
+BATCH_SESSIONS = 1_024
 
 
 class TrustConfig(BaseModel):
@@ -94,10 +95,10 @@ def calibration(
 
 
 @torch.inference_mode()
-def response_calibrations(user_model: UserModel, reader: SessionReader, batch_sessions: int) -> tuple[Calibration, ...]:
+def response_calibrations(user_model: UserModel, reader: SessionReader) -> tuple[Calibration, ...]:
     """Calibration of clicks, purchases and leaving on logged sessions; what was never observed is left out."""
     collected: dict[str, list[tuple[Tensor, Tensor]]] = {"clicks": [], "purchases": [], "leaving": []}
-    for batch in reader.batches(batch_sessions):
+    for batch in reader.batches(BATCH_SESSIONS):
         state, flat = user_model.encoder.states(batch), FlatRequests.of(batch)
         if user_model.slate_size:
             probabilities = user_model.click_probabilities(state, flat.slates, flat.clicks)
@@ -117,7 +118,7 @@ def baseline_nats(user_model: UserModel, reader: SessionReader, counts: Float[Te
     """Held-out click likelihood of the best predictor that sees no session, and what it is."""
     if user_model.slate_size == 0:
         log_p = ((counts + 1.0) / (counts[1:] + 1.0).sum()).log()
-        targets = [next_items(batch)[batch.mask] for batch in reader.batches(1024)]
+        targets = [next_items(batch)[batch.mask] for batch in reader.batches(BATCH_SESSIONS)]
         items = torch.cat(targets)
         return "popularity", float(-log_p[items[items > 0].long()].mean())
     clicks, observed = _position_counts(reader)
@@ -132,7 +133,7 @@ def baseline_nats(user_model: UserModel, reader: SessionReader, counts: Float[Te
 
 def _position_counts(reader: SessionReader) -> tuple[Float[Tensor, " K"], Float[Tensor, " K"]]:
     clicks, observed = [], []
-    for batch in reader.batches(1024):
+    for batch in reader.batches(BATCH_SESSIONS):
         clicks.append((batch.clicks * batch.observed).sum((0, 1)))
         observed.append(batch.observed.float().sum((0, 1)))
     return torch.stack(clicks).sum(0), torch.stack(observed).sum(0)

@@ -5,6 +5,7 @@ Shape letters: B sessions, T requests of a session, M requests, N candidates, K 
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -116,16 +117,22 @@ class SessionTable:
             )
         return SessionBatch(**(columns | {"mask": mask}))
 
-    def batches(self, size: int, generator: torch.Generator | None = None) -> Iterator[SessionBatch]:
-        """Batches of about `size` sessions of like length; shuffled afresh where a generator is given."""
-        n = len(self)
-        order = torch.randperm(n, generator=generator) if generator is not None else torch.arange(n)
-        order = order[torch.argsort(self.lengths[order], stable=True)]
-        chunks = list(order.split(size))
-        if generator is not None:
-            chunks = [chunks[int(k)] for k in torch.randperm(len(chunks), generator=generator)]
-        for chunk in chunks:
-            yield self.batch(chunk)
+    def batches(self, size: int) -> Iterator[SessionBatch]:
+        """All sessions once, in batches of like length."""
+        for chosen in self.lengths.argsort(stable=True).split(size):
+            yield self.batch(chosen)
+
+    def samples(self, size: int, generator: torch.Generator, n_pieces: int = 1) -> Iterator[list[SessionBatch]]:
+        """All sessions once, in random samples: what a step learns from.
+
+        Args:
+            size: sessions of a sample.
+            generator: of the order.
+            n_pieces: batches of like length that each sample comes in; more of them hold less padding.
+        """
+        for chosen in torch.randperm(len(self), generator=generator).split(size):
+            ordered = chosen[self.lengths[chosen].argsort(stable=True)]
+            yield [self.batch(piece) for piece in ordered.tensor_split(n_pieces) if len(piece)]
 
 
 class SessionReader:
@@ -139,15 +146,15 @@ class SessionReader:
 
     def tables(self) -> Iterator[SessionTable]:
         """The parts in order."""
+        yield from map(self._table, self.log.part_paths)
+
+    def _table(self, path: Path) -> SessionTable:
         if self._kept is not None:
-            yield self._kept
-            return
-        paths = self.log.part_paths
-        for path in paths:
-            table = read_sessions(pl.read_parquet(path), self.log.manifest, self.vocabulary, self._candidates)
-            if len(paths) == 1:
-                self._kept = table
-            yield table
+            return self._kept
+        table = read_sessions(pl.read_parquet(path), self.log.manifest, self.vocabulary, self._candidates)
+        if len(self.log.part_paths) == 1:
+            self._kept = table
+        return table
 
     def sample(self, n_sessions: int, generator: torch.Generator) -> SessionTable:
         """So many whole sessions drawn at random from all parts; every session where the log holds no more."""
@@ -159,10 +166,16 @@ class SessionReader:
         frame = rows.join(chosen.to_frame().lazy(), on="session_id", how="semi").collect()
         return read_sessions(frame, self.log.manifest, self.vocabulary, self._candidates)
 
-    def batches(self, size: int, generator: torch.Generator | None = None) -> Iterator[SessionBatch]:
-        """One pass over all sessions in batches of about `size` sessions."""
+    def batches(self, size: int) -> Iterator[SessionBatch]:
+        """All sessions once, in batches of like length."""
         for table in self.tables():
-            yield from table.batches(size, generator)
+            yield from table.batches(size)
+
+    def samples(self, size: int, generator: torch.Generator, n_pieces: int = 1) -> Iterator[list[SessionBatch]]:
+        """All sessions once, in random samples of one part after the other, the parts in random order."""
+        paths = self.log.part_paths
+        for number in torch.randperm(len(paths), generator=generator).tolist():
+            yield from self._table(paths[number]).samples(size, generator, n_pieces)
 
 
 def read_sessions(

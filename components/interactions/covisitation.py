@@ -24,6 +24,8 @@ class Covisitation:
     """Item indices, most frequent first; 0 is padding."""
     weights: Float[Tensor, "V M"]
     """P(next item = neighbor | item), shrunk by ten pseudo-visits; a session counts once for each pair."""
+    touches: Float[Tensor, " V"]
+    """How often users turned to each item."""
     one_visit: Float[Tensor, " V"]
     """What one visit adds to a weight: who learns from the visits that were counted leaves out the one at hand."""
 
@@ -53,9 +55,10 @@ def touched_items(rows: pl.LazyFrame, manifest: Manifest) -> pl.LazyFrame:
 
 def count_covisitation(log: Log, vocabulary: Vocabulary) -> Covisitation:
     """Neighbours of each item, from consecutive touched items of the log's sessions."""
+    touched = touched_items(log.scan(), log.manifest)
+    counts = touched.group_by("item_id").len().collect()
     pairs = (
-        touched_items(log.scan(), log.manifest)
-        .sort("session_id", "step", "place", maintain_order=True)
+        touched.sort("session_id", "step", "place", maintain_order=True)
         .with_columns(next_id=pl.col("item_id").shift(-1).over("session_id"))
         .drop_nulls("next_id")
         .unique(["session_id", "item_id", "next_id"])
@@ -74,4 +77,6 @@ def count_covisitation(log: Log, vocabulary: Vocabulary) -> Covisitation:
     weights[place] = pairs["len"].to_numpy() / (pairs["visits"].to_numpy() + PSEUDO_VISITS)
     one_visit = np.zeros(vocabulary.size, dtype=np.float32)
     one_visit[place[0]] = 1.0 / (pairs["visits"].to_numpy() + PSEUDO_VISITS)
-    return Covisitation(torch.from_numpy(neighbors), torch.from_numpy(weights), torch.from_numpy(one_visit))
+    touches = np.zeros(vocabulary.size, dtype=np.float32)
+    touches[vocabulary.indices(counts["item_id"])] = counts["len"].to_numpy()
+    return Covisitation(*map(torch.from_numpy, (neighbors, weights, touches, one_visit)))

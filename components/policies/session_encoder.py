@@ -37,8 +37,10 @@ class EncoderConfig(BaseModel):
     item_width: int = Field(default=32, ge=4, le=512, description="Width D of the item embeddings.")
     hidden_width: int = Field(default=64, ge=4, le=1024, description="Width H of the recurrent state.")
     recent_items: int = Field(default=8, ge=1, le=50, description="Items R that the state remembers by name.")
-    min_count: int = Field(
-        default=1, ge=1, description="Items that training saw less often share the unknown item's embedding."
+    min_touches: int = Field(
+        default=5,
+        ge=0,
+        description="Items that users clicked or visited less often share the unknown item's embedding.",
     )
 
 
@@ -91,14 +93,14 @@ class SessionEncoder(nn.Module):
         self.purchase_item = nn.Linear(width, 1)
         self.purchase_pair = nn.Linear(len(PAIR_FEATURES), 1, bias=False)
 
-    def know_items(
-        self, item_features: Float[Tensor, "V F"], counts: Float[Tensor, " V"], covisitation: Covisitation
-    ) -> None:
-        """Fill in what is known of the items before training; rare ones share the unknown id's embedding."""
+    def know_items(self, item_features: Float[Tensor, "V F"], covisitation: Covisitation) -> None:
+        """Fill in what is known of the items before training; rare ones share the unknown item's embedding.
+
+        Touches count and not displays: a list of 25 hotels shows many that teach nothing but their own chance.
+        """
         self.item_features.copy_(item_features)
-        self.id_rows.copy_(
-            torch.where(counts >= self.shape.config.min_count, self.id_rows, self.id_rows.clamp(max=UNKNOWN))
-        )
+        known = covisitation.touches >= self.shape.config.min_touches
+        self.id_rows.copy_(torch.where(known, self.id_rows, self.id_rows.clamp(max=UNKNOWN)))
         self.neighbors.copy_(covisitation.neighbors)
         self.neighbor_weights.copy_(covisitation.weights)
         self.one_visit.copy_(covisitation.one_visit)

@@ -97,8 +97,9 @@ def train_adversarially(
     judge = torch.optim.Adam(discriminator.parameters(), lr=config.discriminator_rate)
     sampler = world.sampler if model.slate_size == 0 else None
     pool = train.sample(POOL_SESSIONS, generator)
+    judged = validation.sample(VALIDATION_SESSIONS, generator)
     history: list[Round] = []
-    allowed = float(evaluate_likelihood(model, validation, 512, VALIDATION_SESSIONS).per_request) + config.max_loss
+    allowed = float(evaluate_likelihood(model, judged).per_request) + config.max_loss
     for number in range(config.rounds):
         accuracy = _train_discriminator(discriminator, judge, world, behavior, pool, config, generator)
         before = copy.deepcopy(model.state_dict())
@@ -115,7 +116,7 @@ def train_adversarially(
                 (likelihood.total / len(sessions.users)).backward()
                 torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
                 user.step()
-        held_out = float(evaluate_likelihood(model, validation, 512, VALIDATION_SESSIONS).per_request)
+        held_out = float(evaluate_likelihood(model, judged).per_request)
         kept = held_out <= allowed
         if not kept:
             model.load_state_dict(before)

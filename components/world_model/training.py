@@ -1,8 +1,7 @@
 """Train the user model: by likelihood, then by adversarial steps against the discriminator (IRecGAN, section 3.3)."""
 
 import copy
-import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,11 +10,11 @@ from jaxtyping import Float, Int
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from components.interactions.batching import SessionBatch, SessionReader
+from components.interactions.batching import SessionReader, SessionTable
 from components.world_model.user_model import Likelihood, UserModel
 
-#: Batches hold sessions of like length, so a step over one of them would learn that all users leave at the same time.
-MICRO_BATCHES = 8
+#: Batches of like length that a step's random sample comes in: less padding, at the price of more calls.
+PIECES = 2
 #: Told what is being done, and how far it is (0 to 1).
 Progress = Callable[[str, float], None]
 
@@ -32,7 +31,7 @@ class LikelihoodConfig(BaseModel):
     validation_sessions: int = Field(
         default=5_000, ge=1, description="Validation sessions that are judged after each pass, at most."
     )
-    batch_sessions: int = Field(default=512, ge=1, description="Sessions of a step.")
+    batch_sessions: int = Field(default=128, ge=1, description="Sessions of a step.")
     learning_rate: float = Field(
         default=4e-3, gt=0, le=1, description="Adam's step size at first; it falls to 0 along a cosine."
     )
@@ -83,28 +82,14 @@ class NegativeSampler:
         return drawn, (-torch.expm1(never)).log()
 
 
-def evaluate_likelihood(
-    user_model: UserModel, reader: SessionReader, batch_sessions: int, n_sessions: int | None = None
-) -> Likelihood:
-    """Likelihood of a log's sessions, with the exact softmax where there are no slates.
-
-    Args:
-        user_model: put into evaluation mode.
-        reader: of the log.
-        batch_sessions: sessions of a batch.
-        n_sessions: judge about as many, always the same ones; None judges all.
-    """
+def evaluate_likelihood(user_model: UserModel, sessions: SessionReader | SessionTable) -> Likelihood:
+    """Likelihood of logged sessions, with the exact softmax where there are no slates; the model is put into eval."""
     user_model.eval()
-    # Exact soft-maxes over a catalogue need smaller batches than sampled ones.
-    size = batch_sessions if user_model.slate_size else max(1, batch_sessions // 8)
-    batches = reader.batches(size, None if n_sessions is None else torch.Generator().manual_seed(0))
-    n_batches = None if n_sessions is None else -(-n_sessions // size)
+    # Exact soft-maxes over a catalogue need small batches.
+    size = 512 if user_model.slate_size else 64
     with torch.inference_mode():
-        parts = [user_model.log_likelihood(batch) for batch in itertools.islice(batches, n_batches)]
-    total = parts[0]
-    for part in parts[1:]:
-        total = total + part
-    return total
+        first, *others = (user_model.log_likelihood(batch) for batch in sessions.batches(size))
+    return sum(others, start=first)
 
 
 def train_by_likelihood(
@@ -131,14 +116,14 @@ def train_by_likelihood(
     sampler = NegativeSampler.of(counts, config.negatives) if user_model.slate_size == 0 else None
     best, best_epoch = copy.deepcopy(user_model.state_dict()), -1
     history: list[Epoch] = []
+    judged = validation.sample(config.validation_sessions, generator)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.max_epochs)
     for epoch in range(config.max_epochs):
         user_model.train()
         loss_sum, n_requests = 0.0, 0.0
-        micro_batches = train.batches(max(1, config.batch_sessions // MICRO_BATCHES), generator)
-        for batches in _groups(micro_batches, MICRO_BATCHES):
+        for sample in train.samples(config.batch_sessions, generator, PIECES):
             optimizer.zero_grad()
-            for batch in batches:
+            for batch in sample:
                 negatives, log_q = sampler.draw(generator) if sampler else (None, None)
                 likelihood = user_model.log_likelihood(batch, negatives=negatives, negative_log_q=log_q)
                 # A constant divisor: each request weighs the same, in short sessions and in long ones.
@@ -151,8 +136,7 @@ def train_by_likelihood(
             torch.nn.utils.clip_grad_norm_(user_model.parameters(), config.clip_norm)
             optimizer.step()
         schedule.step()
-        judged = evaluate_likelihood(user_model, validation, config.batch_sessions, config.validation_sessions)
-        held_out = float(judged.per_request)
+        held_out = float(evaluate_likelihood(user_model, judged).per_request)
         history.append(Epoch(loss_sum / max(n_requests, 1.0), held_out))
         progress(f"user model: pass {epoch + 1}, validation {held_out:.4f} nats", (epoch + 1) / config.max_epochs)
         if held_out <= min(past.validation for past in history):
@@ -173,8 +157,3 @@ def _optimizer(user_model: UserModel, config: LikelihoodConfig) -> torch.optim.O
         {"params": shared, "lr": config.shared_rate * config.learning_rate},
     ]
     return torch.optim.Adam(groups, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
-
-
-def _groups(batches: Iterator[SessionBatch], size: int) -> Iterator[list[SessionBatch]]:
-    while group := list(itertools.islice(batches, size)):
-        yield group

@@ -23,7 +23,7 @@ BUDGET = Budget(full=90, quick=5)
 N_STATES, N_ITEMS, SLATE = 10, 50, 10
 JUDGED_SESSIONS, MAX_STEPS = 20_000, 400
 TRAINING = ReinforceConfig(
-    iterations=600,
+    iterations=1_000,
     sessions=1_000,
     max_steps=20,
     gamma=0.5,

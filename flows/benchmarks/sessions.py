@@ -23,7 +23,6 @@ from components.interactions.covisitation import touched_items
 from components.interactions.importers import sessions
 from components.interactions.log_folder import Log, open_log
 from components.interactions.splits import TEST, TRAIN, VALIDATION, SplitConfig, split_log
-from components.policies.session_encoder import EncoderConfig
 from components.world_model.training import LikelihoodConfig
 from components.world_model.user_model_folder import load_user_model
 from flows import stages
@@ -35,14 +34,7 @@ BUDGET = Budget(full=90, quick=5)
 DEFAULT_PATH = REPOSITORY.parent / "shared" / "data" / "diginetica"
 #: No holdout is needed without an A/B, and next items are many: most sessions can teach.
 SPLIT = SplitConfig(validation_share=0.05, test_share=0.1)
-#: Wider than the loop's default, which has to leave time for the rest of the loop.
-LARGE = LoopConfig(
-    source=sessions.Config(),
-    split=SPLIT,
-    encoder=EncoderConfig(item_width=64, hidden_width=100),
-    user_model=LikelihoodConfig(max_epochs=6, batch_sessions=128, weight_decay=1e-6),
-)
-DEFAULT = LoopConfig(source=sessions.Config(), split=SPLIT)
+CONFIG = LoopConfig(source=sessions.Config(), split=SPLIT)
 UNIT = "nats a next item"
 EM_STEPS = 50
 #: Columns of the mixture's parts.
@@ -54,40 +46,34 @@ def measure(context: Context) -> dict[str, Figure]:
     path = context.path or DEFAULT_PATH
     if not path.is_dir():
         raise InputError(f"{path}: no such folder; give one of diginetica's or yoochoose's sessions with --path DIR")
-    large, default, n_seeds = LARGE, DEFAULT, context.seeds or 3
+    config, n_seeds = CONFIG, context.seeds or 3
     if context.quick:
-        source, brief = sessions.Config(max_sessions=20_000), LikelihoodConfig(max_epochs=2)
-        large, default = (
-            config.model_copy(update={"source": source, "user_model": brief}) for config in (large, default)
-        )
-        n_seeds = context.seeds or 1
+        brief = {"source": sessions.Config(max_sessions=20_000), "user_model": LikelihoodConfig(max_epochs=2)}
+        config, n_seeds = config.model_copy(update=brief), context.seeds or 1
     with TemporaryDirectory() as scratch:
         root = Path(scratch)
-        log = sessions.import_log(sessions.Config.model_validate(large.source), path, root / "log", large.loop)
+        log = sessions.import_log(sessions.Config.model_validate(config.source), path, root / "log", config.loop)
         split = root / "split"
-        split_log(log, SPLIT, split, with_holdout=False)
+        split_log(log, config.split, split, with_holdout=False)
         popularity, markov = judge_baselines(split)
         by_seed = [
             context.keep(
                 f"user-model-{seed}",
-                lambda seed=seed: fit_and_judge(large.model_copy(update={"seed": seed}), split, markov),  # type: ignore[misc]
+                lambda seed=seed: fit_and_judge(config.model_copy(update={"seed": seed}), split, markov),  # type: ignore[misc]
             )
             for seed in range(n_seeds)
         ]
-        plain = context.keep("user-model-default", lambda: fit_and_judge(default, split, markov))
     return {
         "popularity.nats": mean_figure([record(held_out_nats(popularity))], UNIT),
         "markov.nats": mean_figure([record(held_out_nats(markov))], UNIT),
         "user_model.nats": mean_figure(by_seed, UNIT),
         "user_model.gain_over_markov": mean_figure(by_seed, UNIT, "gain", "interval above 0"),
-        "user_model.default_size.nats": mean_figure([plain], UNIT),
-        "user_model.default_size.gain_over_markov": mean_figure([plain], UNIT, "gain", "interval above 0"),
         "user_model.train_seconds": Figure(
             value=float(np.mean([result["cpu_seconds"] for result in by_seed])), unit="CPU-seconds a seed"
         ),
         "user_model.seeds": Figure(value=n_seeds, unit="seeds"),
-        "held_out.next_items": Figure(value=plain["n_clicks"], unit="next items"),
-        "held_out.sessions": Figure(value=plain["n_sessions"], unit="sessions"),
+        "held_out.next_items": Figure(value=by_seed[0]["n_clicks"], unit="next items"),
+        "held_out.sessions": Figure(value=by_seed[0]["n_sessions"], unit="sessions"),
     }
 
 

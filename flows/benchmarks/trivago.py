@@ -20,10 +20,8 @@ from components.evaluation.held_out_clicks import held_out_nats
 from components.interactions.batching import SessionReader
 from components.interactions.importers import trivago
 from components.interactions.log_folder import open_log
-from components.interactions.splits import TEST, TRAIN, VALIDATION, SplitConfig, split_log
+from components.interactions.splits import TEST, TRAIN, VALIDATION, split_log
 from components.interactions.vocabulary import Vocabulary
-from components.policies.session_encoder import EncoderConfig
-from components.world_model.training import LikelihoodConfig
 from flows.benchmarks import Budget, Context, Figure
 from flows.benchmarks.sessions import fit_and_judge, mean_figure, record
 from flows.config import LoopConfig
@@ -31,13 +29,7 @@ from flows.settings import REPOSITORY
 
 BUDGET = Budget(full=90, quick=5)
 DEFAULT_PATH = REPOSITORY.parent / "shared" / "data" / "trivago_2019"
-#: Few clickouts and ten times as many hotels, most of them seen once: a small state, and ids for frequent hotels alone.
-SMALL = LoopConfig(
-    source=trivago.Config(),
-    encoder=EncoderConfig(item_width=16, hidden_width=32, min_count=50),
-    user_model=LikelihoodConfig(max_epochs=20, patience=4, batch_sessions=64, learning_rate=1e-3, weight_decay=1e-4),
-)
-DEFAULT = LoopConfig(source=trivago.Config())
+CONFIG = LoopConfig(source=trivago.Config())
 UNIT = "nats a clickout"
 RIDGES = (1e-5, 1e-4, 1e-3, 1e-2)
 
@@ -50,34 +42,27 @@ def measure(context: Context) -> dict[str, Figure]:
     n_seeds = context.seeds or (1 if context.quick else 5)
     with TemporaryDirectory() as scratch:
         root = Path(scratch)
-        log = trivago.import_log(trivago.Config(), path, root / "log", SMALL.loop)
-        split_log(log, SplitConfig(), root / "split", with_holdout=False)
+        log = trivago.import_log(trivago.Config(), path, root / "log", CONFIG.loop)
         split = root / "split"
+        split_log(log, CONFIG.split, split, with_holdout=False)
         position, position_and_last = (judge_logit(split, with_last=with_last) for with_last in (False, True))
-        results = {
-            name: [
-                context.keep(
-                    f"{name}-{seed}",
-                    lambda config=config, seed=seed: fit_and_judge(  # type: ignore[misc]
-                        config.model_copy(update={"seed": seed}), split, position_and_last
-                    ),
-                )
-                for seed in range(n_seeds)
-            ]
-            for name, config in (("user_model", SMALL), ("user_model.default_size", DEFAULT))
-        }
-    first = results["user_model"][0]
-    figures = {
+        by_seed = [
+            context.keep(
+                f"user-model-{seed}",
+                lambda seed=seed: fit_and_judge(  # type: ignore[misc]
+                    CONFIG.model_copy(update={"seed": seed}), split, position_and_last
+                ),
+            )
+            for seed in range(n_seeds)
+        ]
+    return {
         "position.nats": mean_figure([record(held_out_nats(position))], UNIT),
         "position_and_last_item.nats": mean_figure([record(held_out_nats(position_and_last))], UNIT),
-    }
-    for name, by_seed in results.items():
-        figures[f"{name}.nats"] = mean_figure(by_seed, UNIT)
-        figures[f"{name}.gain_over_position_and_last_item"] = mean_figure(by_seed, UNIT, "gain", "interval above 0")
-    return figures | {
+        "user_model.nats": mean_figure(by_seed, UNIT),
+        "user_model.gain_over_position_and_last_item": mean_figure(by_seed, UNIT, "gain", "interval above 0"),
         "user_model.seeds": Figure(value=n_seeds, unit="seeds"),
-        "held_out.clickouts": Figure(value=first["n_clicks"], unit="clickouts"),
-        "held_out.sessions": Figure(value=first["n_sessions"], unit="sessions"),
+        "held_out.clickouts": Figure(value=by_seed[0]["n_clicks"], unit="clickouts"),
+        "held_out.sessions": Figure(value=by_seed[0]["n_sessions"], unit="sessions"),
     }
 
 

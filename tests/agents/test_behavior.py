@@ -26,7 +26,7 @@ def test_its_log_probs_approach_the_logged_ones(storefront_log: Log):
                 config=EncoderConfig(item_width=8, hidden_width=8),
             )
         )
-        encoder.know_items(features, vocabulary.counts(), count_covisitation(storefront_log, vocabulary))
+        encoder.know_items(features, count_covisitation(storefront_log, vocabulary))
         policy = NeuralSlatePolicy(RequestFeatures(encoder), 4)
     batch = next(reader.batches(400))
     known = batch.mask.flatten()

@@ -30,7 +30,7 @@ def untrained(log: Log) -> RankingPolicy:
                 config=EncoderConfig(item_width=8, hidden_width=8),
             )
         )
-        encoder.know_items(features, vocabulary.counts(), count_covisitation(log, vocabulary))
+        encoder.know_items(features, count_covisitation(log, vocabulary))
         policy = RankingPolicy(RequestFeatures(encoder), 4)
     batch = next(SessionReader(log, vocabulary).batches(200))
     known = batch.mask.flatten()

@@ -181,10 +181,10 @@ def test_every_session_comes_once_in_a_pass(storefront_log: Log) -> None:
     reader = SessionReader(storefront_log, Vocabulary.fit(storefront_log))
 
     plain = list(reader.batches(64))
-    shuffled = list(reader.batches(64, torch.Generator().manual_seed(1)))
+    drawn = [batch for sample in reader.samples(64, torch.Generator().manual_seed(1), 2) for batch in sample]
 
     n_sessions = storefront_log.scan().select(pl.col("session_id").n_unique()).collect().item()
-    for batches in (plain, shuffled):
+    for batches in (plain, drawn):
         assert sum(len(batch.users) for batch in batches) == n_sessions
         assert sum(int(batch.mask.sum()) for batch in batches) == storefront_log.manifest.n_requests
         assert float(sum(batch.rewards.sum() for batch in batches)) == pytest.approx(
@@ -199,11 +199,26 @@ def test_batches_hold_sessions_of_like_length(storefront_log: Log) -> None:
         assert int(shorter.lengths.max()) <= int(longer.lengths.min())
 
 
+def test_samples_are_of_mixed_lengths_and_their_pieces_are_not(storefront_log: Log) -> None:
+    reader = SessionReader(storefront_log, Vocabulary.fit(storefront_log))
+
+    samples = list(reader.samples(64, torch.Generator().manual_seed(3), 4))
+
+    mean = storefront_log.manifest.n_requests / 400
+    for sample in samples[:-1]:
+        lengths = torch.cat([batch.lengths for batch in sample])
+        assert len(lengths) == 64 and len(sample) == 4
+        assert abs(float(lengths.float().mean()) - mean) < 4 * float(lengths.float().std()) / 8
+        for shorter, longer in itertools.pairwise(sample):
+            assert int(shorter.lengths.max()) <= int(longer.lengths.min())
+
+
 def test_the_same_generator_gives_the_same_order(storefront_log: Log) -> None:
     reader = SessionReader(storefront_log, Vocabulary.fit(storefront_log))
 
     def order(seed: int) -> list[int]:
-        return torch.cat([batch.users for batch in reader.batches(32, torch.Generator().manual_seed(seed))]).tolist()
+        samples = reader.samples(32, torch.Generator().manual_seed(seed))
+        return torch.cat([batch.users for (batch,) in samples]).tolist()
 
     assert order(1) == order(1)
     assert order(1) != order(2)

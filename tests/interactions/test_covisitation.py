@@ -37,6 +37,11 @@ def test_neighbors_are_the_items_that_follow_within_a_session(covisitation: Covi
     assert followers(UNKNOWN) == followers(PADDING) == []
 
 
+def test_touches_are_views_and_clicks_and_not_displays(covisitation: Covisitation) -> None:
+    touched = {APPLE: 3, PLUM: 2, CHERRY: 1, LEMON: 1}
+    assert covisitation.touches.tolist() == [float(touched.get(item, 0)) for item in range(len(covisitation.touches))]
+
+
 def test_weights_are_shares_shrunk_by_ten_pseudo_visits(covisitation: Covisitation) -> None:
     assert covisitation.weights[PLUM, :3].tolist() == pytest.approx([1 / 12, 1 / 12, 0.0])
     assert float(covisitation.weights[LEMON, 0]) == pytest.approx(1 / 11)

@@ -64,7 +64,7 @@ def make_policy(storefront_log: Log, vocabulary: Vocabulary, sessions: SessionBa
                 config=EncoderConfig(item_width=6, hidden_width=8, recent_items=4),
             )
             encoder = SessionEncoder(shape)
-            encoder.know_items(items, vocabulary.counts(), count_covisitation(storefront_log, vocabulary))
+            encoder.know_items(items, count_covisitation(storefront_log, vocabulary))
             features = RequestFeatures(encoder)
             policy = (RankingPolicy if kind == "ranking" else NeuralSlatePolicy)(features, K)
             for module in policy.modules():

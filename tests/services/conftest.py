@@ -40,7 +40,7 @@ def policy_folder(storefront_log: Log, tmp_path_factory: pytest.TempPathFactory)
     with torch.random.fork_rng():
         torch.manual_seed(3)
         encoder = SessionEncoder(shape)
-    encoder.know_items(item_features, vocabulary.counts(), count_covisitation(storefront_log, vocabulary))
+    encoder.know_items(item_features, count_covisitation(storefront_log, vocabulary))
     features = RequestFeatures(encoder)
     batch = next(SessionReader(storefront_log, vocabulary).batches(400))
     real = batch.mask.flatten()

@@ -39,7 +39,7 @@ def shop_model(reader: SessionReader, storefront_config: Config) -> UserModel:
             config=SIZE,
         )
     )
-    encoder.know_items(features, vocabulary.counts(), count_covisitation(log, vocabulary))
+    encoder.know_items(features, count_covisitation(log, vocabulary))
     return UserModel(encoder, storefront_config.slate_size, "per_position").eval()
 
 
@@ -61,10 +61,10 @@ def make_model() -> Callable[..., UserModel]:
         covisitation = Covisitation(
             nn.functional.pad(followers, (0, encoder.neighbors.shape[1] - 2)),
             nn.functional.pad(weights, (0, encoder.neighbors.shape[1] - 2)),
+            torch.arange(N_INDICES).float(),
             torch.full((N_INDICES,), 0.05),
         )
-        counts = torch.arange(N_INDICES).float().clamp(min=1.0)
-        encoder.know_items(torch.zeros(N_INDICES, 0), counts, covisitation)
+        encoder.know_items(torch.zeros(N_INDICES, 0), covisitation)
         return UserModel(encoder, slate_size, responses).eval()
 
     return make

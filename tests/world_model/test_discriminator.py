@@ -21,7 +21,7 @@ def pad(batch: SessionBatch, n_steps: int) -> SessionBatch:
 def test_padding_never_changes_a_sessions_value(shop_model: UserModel, reader: SessionReader) -> None:
     torch.manual_seed(0)
     discriminator = Discriminator(shop_model.encoder)
-    batch = next(reader.batches(30, torch.Generator().manual_seed(0))).trim()
+    batch = next(reader.samples(30, torch.Generator().manual_seed(0)))[0].trim()
 
     short, long = discriminator.session_logits(batch), discriminator.session_logits(pad(batch, 5))
 
@@ -51,7 +51,7 @@ def test_a_belief_knows_nothing_of_what_comes_later(shop_model: UserModel, reade
 
 def test_relative_beliefs_average_to_one_at_each_step(shop_model: UserModel, reader: SessionReader) -> None:
     torch.manual_seed(0)
-    batch = next(reader.batches(60, torch.Generator().manual_seed(0))).trim()
+    batch = next(reader.samples(60, torch.Generator().manual_seed(0)))[0].trim()
 
     relative = Discriminator(shop_model.encoder).relative_beliefs(batch)
 

@@ -20,11 +20,11 @@ def train(model: UserModel, reader: SessionReader, **settings: int) -> Likelihoo
 
 
 def test_training_improves_the_likelihood_and_keeps_the_best_pass(shop_model: UserModel, reader: SessionReader) -> None:
-    before = float(evaluate_likelihood(shop_model, reader, 64).per_request)
+    before = float(evaluate_likelihood(shop_model, reader).per_request)
 
     training = train(shop_model, reader)
 
-    after = float(evaluate_likelihood(shop_model, reader, 64).per_request)
+    after = float(evaluate_likelihood(shop_model, reader).per_request)
     assert after < 0.97 * before
     assert after == pytest.approx(min(epoch.validation for epoch in training.history), rel=1e-5)
     assert not training.user_model.training
@@ -69,10 +69,3 @@ def test_negatives_are_distinct_and_known_with_their_chance_to_be_drawn() -> Non
     expected = 1 - (1 - torch.tensor([0.0, 0.0, 1.0, 8.0, 27.0]) / 36) ** 3
     torch.testing.assert_close(drawn / 4_000, expected, atol=0.025, rtol=0.0)
     torch.testing.assert_close(log_q, expected[items].log())
-
-
-def test_a_part_of_the_sessions_is_always_the_same_part(shop_model: UserModel, reader: SessionReader) -> None:
-    first, second = (evaluate_likelihood(shop_model, reader, 32, n_sessions=64) for _ in range(2))
-
-    assert float(first.total) == float(second.total)
-    assert float(first.n_leave) < float(evaluate_likelihood(shop_model, reader, 32).n_leave)

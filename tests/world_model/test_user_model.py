@@ -159,6 +159,16 @@ def test_sampled_softmax_approaches_the_exact_loss_as_negatives_grow(
     assert all_of_them == pytest.approx(0.0, abs=1e-4)
 
 
+def test_rare_items_share_the_unknown_items_embedding(make_model: Callable[..., UserModel]) -> None:
+    encoder = make_model(0).encoder
+    vectors = encoder.item_vectors(torch.arange(8))
+
+    # Item i was touched i times, and five touches give an embedding of its own.
+    assert all(torch.equal(vectors[item], vectors[1]) for item in (2, 3, 4))
+    assert not any(torch.equal(vectors[item], vectors[1]) for item in (5, 6, 7))
+    assert not bool(vectors[0].any())
+
+
 def test_a_visit_that_was_counted_is_left_out_of_training_and_of_nothing_else(
     make_model: Callable[..., UserModel], views: Callable[..., SessionBatch]
 ) -> None:
