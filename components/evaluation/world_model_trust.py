@@ -192,7 +192,7 @@ def judge_trust(
         *(
             (
                 part.error <= config.max_calibration_error,
-                f"Predicted {part.response} are off by {part.error:.3f} on average "
+                f"Predicted rates of {part.response} are off by {part.error:.3f} on average "
                 f"(limit {config.max_calibration_error:g}).",
             )
             for part in calibrations

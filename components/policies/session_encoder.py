@@ -58,6 +58,14 @@ class EncoderShape(BaseModel):
     config: EncoderConfig = EncoderConfig()
 
 
+def feature_embedding(n_features: int, width: int) -> nn.Linear:
+    """W_f: a linear layer as torch begins one, and without its warning where items have no features."""
+    layer = nn.utils.skip_init(nn.Linear, n_features, width, bias=False)
+    bound = max(n_features, 1) ** -0.5
+    nn.init.uniform_(layer.weight, -bound, bound)
+    return layer
+
+
 class SessionEncoder(nn.Module):
     """Recurrent state of a session, with click and purchase logits of items under it."""
 
@@ -79,7 +87,7 @@ class SessionEncoder(nn.Module):
         self.id_embedding = nn.Embedding(shape.n_indices, width, padding_idx=0)
         nn.init.normal_(self.id_embedding.weight.data[1:], std=0.05)
         nn.init.zeros_(self.id_embedding.weight.data[:1])
-        self.feature_embedding = nn.Linear(shape.n_item_features, width, bias=False)
+        self.feature_embedding = feature_embedding(shape.n_item_features, width)
         self.input = nn.Linear(5 * width + 2 + shape.n_context, hidden)
         self.recurrent = nn.GRU(hidden, hidden, batch_first=True)
         self.click_query = nn.Linear(hidden, width)

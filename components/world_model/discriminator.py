@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from components.interactions.batching import SessionBatch
-from components.policies.session_encoder import SessionEncoder
+from components.policies.session_encoder import SessionEncoder, feature_embedding
 
 
 class Discriminator(nn.Module):
@@ -27,7 +27,7 @@ class Discriminator(nn.Module):
         self.register_buffer("item_features", encoder.item_features.clone())
         self.id_embedding = nn.Embedding(shape.n_indices, width, padding_idx=0)
         nn.init.normal_(self.id_embedding.weight.data[1:], std=0.05)
-        self.feature_embedding = nn.Linear(shape.n_item_features, width, bias=False)
+        self.feature_embedding = feature_embedding(shape.n_item_features, width)
         self.recurrent = nn.GRU(4 * width + 3 + shape.n_context, hidden, batch_first=True)
         self.output = nn.Linear(hidden, 1)
 
