@@ -182,6 +182,8 @@ def _explain(error: ValidationError) -> str:
     if first["type"] == "union_tag_invalid":
         seen = first["input"]["name"]
         return f"configuration: source.name = {seen!r}: unknown source; the sources are: {', '.join(SOURCES)}"
+    if first["type"] == "value_error":  # Our own validators name keys and values themselves.
+        return f"configuration: {name}: {first['msg'].removeprefix('Value error, ')}"
     return f"configuration: {name} = {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 
 from components.errors import InputError
-from components.interactions.log_folder import Log, open_log, replace_folder
+from components.interactions.log_folder import Log, open_log, replace_folder, require_log_or_nothing
 from components.interactions.splits import TEST, TRAIN
 from components.policies.policy_folder import load_policy
 from components.world_model.training import Progress
@@ -53,7 +53,12 @@ def version_data(config: LoopConfig, dataset: Path, out: Path, progress: Progres
 
 
 def publish_log(log: Log, folder: Path) -> None:
-    """Copy a log's files into a folder, in one rename; links are used where the file system has them."""
+    """Copy a log's files into a folder, in one rename; links are used where the file system has them.
+
+    Raises:
+        InputError: the folder holds something else than a log.
+    """
+    require_log_or_nothing(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     clear_abandoned(folder.parent)
     staging = staging_beside(folder)

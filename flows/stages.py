@@ -21,10 +21,12 @@ from components.agents.cem import train_cem
 from components.agents.reinforce import train_reinforce
 from components.environments import storefront
 from components.environments.interface import Environment
-from components.environments.rollout import rollout
+from components.environments.rollout import LEARNED_FEEDBACK, rollout
+from components.errors import InputError
 from components.evaluation.literature_ncis import literature_ncis
 from components.evaluation.logged_policy import (
     choose_strength,
+    known_rewards,
     logged_requests,
     ranking_quality,
 )
@@ -106,7 +108,17 @@ def split_sessions(config: LoopConfig, checked: Path, out: Path, progress: Progr
 
 @stage("user-model", "encoder", "user_model")
 def fit_user_model(config: LoopConfig, split: Path, out: Path, progress: Progress) -> None:
-    """Fit the user model to the training sessions by likelihood."""
+    """Fit the user model to the training sessions by likelihood.
+
+    Raises:
+        InputError: the reward weighs feedback that the user model does not learn.
+    """
+    weighed = open_log(split / TRAIN).manifest.reward.weights
+    if unlearned := sorted(set(weighed) - set(LEARNED_FEEDBACK)):
+        raise InputError(
+            f"reward.weights.{unlearned[0]}: a world model of clicks and purchases cannot earn it; expected weights of "
+            f"{' and '.join(LEARNED_FEEDBACK)} alone"
+        )
     fitted = _fit_user_model(config, open_log(split / TRAIN), open_log(split / VALIDATION), config.seed, progress)
     save_user_model(fitted.stored, out)
     _write_curves(
@@ -184,6 +196,11 @@ def train_policy(config: LoopConfig, split: Path, world: Path, out: Path, progre
     if manifest.evidence is EvidenceLevel.CLICKS:
         # There is no logging policy to stay close to, and no log that could judge what stays close.
         reinforce = reinforce.model_copy(update={"pull": 0.0})
+    elif reinforce.credit == "positions" and (
+        manifest.responses == "choice" or manifest.ratio_assumption is not RatioAssumption.CASCADE
+    ):
+        # Responses may depend on the positions below: they share the credit.
+        reinforce = reinforce.model_copy(update={"credit": "slate"})
     training = train_reinforce(
         policy,
         environment,
@@ -275,19 +292,15 @@ def estimate_policies(
 
 def estimate(log: Log, reader: SessionReader, policy: NeuralSlatePolicy | RankingPolicy, name: str) -> list[Estimate]:
     """One-request NCIS, which gates, and session and literature NCIS beside it; or why none of them exists."""
-    evidence = log.manifest.evidence
-    if evidence is EvidenceLevel.CLICKS:
-        reason = identify(evidence, np.zeros(1))
-    else:
-        rewards = torch.cat([batch.rewards.double().sum(2)[batch.mask] for batch in reader.batches(1_024)]).numpy()
-        reason = identify(evidence, rewards)
+    reason = identify(log.manifest.evidence, known_rewards(reader))
     if reason is not None:
         return [NotIdentified(policy=name, estimand=Estimand.ONE_REQUEST, reason=reason)]
-    requests = logged_requests(reader, policy)
-    ratio = RatioAssumption.FULL_SLATE
-    return [
-        estimator(requests, policy=name, ratio=ratio) for estimator in (one_request_ncis, session_ncis, literature_ncis)
-    ]
+    judged, ratio = logged_requests(reader, policy), RatioAssumption.FULL_SLATE
+    estimates: list[Estimate] = [one_request_ncis(judged.requests, policy=name, ratio=ratio)]
+    if judged.in_whole_session.any():
+        whole = judged.whole_sessions
+        estimates += [estimator(whole, policy=name, ratio=ratio) for estimator in (session_ncis, literature_ncis)]
+    return [part.model_copy(update={"unknown_share": judged.unknown_share}) for part in estimates]
 
 
 @stage("ab-test", "ab", "source", "candidates", "slate_size", "encoder", "user_model")
@@ -321,7 +334,7 @@ def run_ab(config: LoopConfig, split: Path, policy: Path, baseline: Path, out: P
     progress("A/B", 0.5)
     rewards = _ab_rewards(environment, treatment.policy, control.policy, users, treated, generator, config.ab.max_steps)
     result = analyze_ab(
-        users.numpy(),
+        names.rank("dense").to_numpy()[users.numpy()],
         rewards,
         treated,
         label=label,
@@ -489,7 +502,11 @@ def _judge_world_model(
         click_nats=likelihood.per_click,
         baseline=baseline_nats(model, test, vocabulary.counts()),
         calibrations=response_calibrations(model, test),
-        sessions=compare_sessions(list(test.batches(1_024)), generated, with_reward=test.log.manifest.slate_size > 0),
+        sessions=compare_sessions(
+            [batch.first_steps(config.ab.max_steps) for batch in test.batches(1_024)],
+            generated,
+            with_reward=test.log.manifest.slate_size > 0,
+        ),
         discriminator_accuracy=discriminator_accuracy,
         config=config.trust,
     )

@@ -4,6 +4,7 @@ The store is the one that `BENTOML_HOME` named when the process first used it.
 """
 
 import hashlib
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from components.policies.policy_folder import DESCRIPTION, WEIGHTS, StoredPolicy
 def save_model(policy_folder: Path, *, name: str, lineage: dict[str, Any], decision: dict[str, Any]) -> str:
     """Save a policy with its lineage and the gate's decision; returns its exact tag.
 
-    The version is a digest of the policy's content. A policy that is in the store already keeps what it was saved with.
+    The version is a digest of all of it: the same policy under another decision is another version.
 
     Args:
         policy_folder: holds policy.safetensors and policy.json.
@@ -29,8 +30,9 @@ def save_model(policy_folder: Path, *, name: str, lineage: dict[str, Any], decis
     import bentoml
 
     description = load_policy(policy_folder).description
+    metadata = {"lineage": _without_nulls(lineage), "decision": _without_nulls(decision)}
     try:
-        tag = bentoml.Tag(name, _content_digest(policy_folder))
+        tag = bentoml.Tag(name, _version(policy_folder, metadata))
     except ValueError as error:
         raise InputError(f"model name {name!r}: {error}") from None
     try:
@@ -40,7 +42,7 @@ def save_model(policy_folder: Path, *, name: str, lineage: dict[str, Any], decis
     with bentoml.models.create(
         tag,
         labels={"loop": description.loop, "policy": description.name, "kind": description.shape.kind},
-        metadata={"lineage": _without_nulls(lineage), "decision": _without_nulls(decision)},
+        metadata=metadata,
     ) as model:
         for file in (WEIGHTS, DESCRIPTION):
             shutil.copyfile(policy_folder / file, model.path_of(file))
@@ -67,8 +69,8 @@ def load_model(tag: str) -> StoredPolicy:
     return load_policy(Path(model.path))
 
 
-def _content_digest(folder: Path) -> str:
-    digest = hashlib.sha256()
+def _version(folder: Path, metadata: dict[str, Any]) -> str:
+    digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
     for file in (WEIGHTS, DESCRIPTION):
         digest.update(hashlib.sha256((folder / file).read_bytes()).digest())
     return digest.hexdigest()[:16]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from components.environments.interface import Environment, State
@@ -30,6 +30,12 @@ class CemConfig(BaseModel):
     max_steps: int = Field(default=20, ge=1, le=1_000, description="Requests after which sessions are cut.")
     initial_deviation: float = Field(default=0.7, gt=0, description="Deviation of each weight at the start.")
     deviation_floor: float = Field(default=0.05, ge=0, description="Deviation added so that the search goes on.")
+
+    @model_validator(mode="after")
+    def _elite_is_of_the_population(self) -> "CemConfig":
+        if self.elite > self.population:
+            raise ValueError(f"elite = {self.elite}: expected at most population = {self.population}")
+        return self
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ class ReinforceConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    iterations: int = Field(default=80, ge=1, le=100_000, description="Policy steps; each collects sessions anew.")
+    iterations: int = Field(default=160, ge=1, le=100_000, description="Policy steps; each collects sessions anew.")
     sessions: int = Field(default=768, ge=1, description="Sessions generated for a step (the paper: 200).")
     max_steps: int = Field(default=20, ge=1, le=1_000, description="Requests after which generated sessions are cut.")
     gamma: float = Field(default=0.9, ge=0, le=1, description="Discount per request; 0 looks at one request alone.")
@@ -60,9 +60,11 @@ class ReinforceConfig(BaseModel):
         ge=0,
         description="κ: cost per nat of distance to the logging policy; keeps the log able to judge.",
     )
-    learning_rate: float = Field(default=3e-3, gt=0, le=1, description="Adam's step size.")
+    learning_rate: float = Field(
+        default=3e-3, gt=0, le=1, description="Adam's step size at first; it falls to 0 along a cosine."
+    )
     clip_norm: float = Field(default=1.0, gt=0, description="Largest norm of a gradient.")
-    baseline_rate: float = Field(default=6e-3, gt=0, le=1, description="Adam's step size of the baseline.")
+    baseline_rate: float = Field(default=6e-3, gt=0, le=1, description="The same of the baseline.")
     credit: Literal["positions", "slate", "clicks"] = Field(
         default="positions",
         description="What a position is credited with: 'positions' needs the cascade assumption, 'slate' does not, "
@@ -135,6 +137,7 @@ def train_reinforce(
         ],
         fused=True,
     )
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.iterations)
     use_log = logged is not None and config.logged_weight > 0
     logged_batches = _samples_without_end(logged, config.logged_sessions, generator) if logged and use_log else None
     history = []
@@ -156,6 +159,7 @@ def train_reinforce(
         loss.backward()
         torch.nn.utils.clip_grad_norm_(policy.learned.parameters(), config.clip_norm)
         optimizer.step()
+        schedule.step()
         history.append(
             Iteration(
                 mean_session_reward=float(generated.rewards.sum((1, 2)).mean()),

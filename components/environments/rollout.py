@@ -16,11 +16,14 @@ from components.interactions.batching import Requests, SessionBatch
 from components.interactions.contract import Manifest, Reward
 from components.policies.slate_policy import SessionState, SlatePolicy
 
+#: Feedback that environments give, and that a reward in them can weigh.
+LEARNED_FEEDBACK = ("clicked", "purchased")
+
 
 def position_rewards(
     reward: Reward, clicks: Float[Tensor, "*B K"], purchases: Float[Tensor, "*B K"]
 ) -> Float[Tensor, "*B K"]:
-    """Reward of each position, Σ_signal weight · signal."""
+    """Reward of each position, Σ weight · feedback over `LEARNED_FEEDBACK`."""
     return reward.weights.get("clicked", 0.0) * clicks + reward.weights.get("purchased", 0.0) * purchases
 
 
@@ -98,6 +101,7 @@ def continue_sessions(
             "observed": shown,
             "purchase_observed": shown,
             "rewards": position_rewards(environment.reward, feedback.clicks, feedback.purchases),
+            "reward_known": torch.ones_like(feedback.left),
             "left": feedback.left,
             "leave_observed": torch.full_like(feedback.left, step + 1 < max_steps) | feedback.left,
         }

@@ -23,7 +23,7 @@ import numpy as np
 import polars as pl
 import torch
 from jaxtyping import Float, Int
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 from torch.nn import functional
 
@@ -68,6 +68,15 @@ class Config(BaseModel):
         default=1.0, ge=0, le=3, description="How strongly the logging policy follows its scores; 0 shows at random."
     )
     days: int = Field(default=28, ge=1, le=366, description="Days over which the log's sessions are spread.")
+
+    @model_validator(mode="after")
+    def _slates_fit_candidates_fit_items(self) -> "Config":
+        if not self.slate_size <= self.n_candidates <= self.n_items:
+            raise ValueError(
+                f"slate_size = {self.slate_size}, n_candidates = {self.n_candidates}, n_items = {self.n_items}: "
+                "expected each to be at most the next"
+            )
+        return self
 
 
 @dataclass(frozen=True)

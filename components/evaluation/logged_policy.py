@@ -1,10 +1,12 @@
 """Ask policies what a log needs to know: log_probs of its slates, ESS, and where they rank what users chose."""
 
+from collections import defaultdict
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
+from torch import Tensor
 
 from components.evaluation.logged_requests import LoggedRequests
 from components.evaluation.weights import effective_sample_size
@@ -30,35 +32,56 @@ def slate_log_probs(policy: SlatePolicy, reader: SessionReader) -> Float[np.ndar
     return torch.cat(columns).numpy()
 
 
-def logged_requests(
-    reader: SessionReader, target: SlatePolicy, behavior_log_probs: Float[np.ndarray, " M"] | None = None
-) -> LoggedRequests:
+@dataclass(frozen=True)
+class JudgedRequests:
+    """The requests of a log whose reward is known: what estimates are made from."""
+
+    requests: LoggedRequests
+    in_whole_session: Bool[np.ndarray, " M"]
+    """Whether the rewards of the request's whole session are known."""
+    unknown_share: float
+    """Requests that were left out, as a share of the log's."""
+
+    @property
+    def whole_sessions(self) -> LoggedRequests:
+        """Those of sessions without an unknown reward: what estimates of sessions are made from."""
+        return self.requests.take(self.in_whole_session)
+
+
+def known_rewards(reader: SessionReader) -> Float[np.ndarray, " M"]:
+    """The rewards that are known, one a request."""
+    batches = reader.batches(BATCH_SESSIONS)
+    return torch.cat([batch.rewards.double().sum(2)[batch.mask & batch.reward_known] for batch in batches]).numpy()
+
+
+def logged_requests(reader: SessionReader, target: SlatePolicy) -> JudgedRequests:
     """The requests of a log with both policies' log_probs.
 
     Args:
-        reader: the log.
+        reader: the log; at least one of its rewards is known.
         target: the policy that is judged.
-        behavior_log_probs: estimates, where the log holds none.
     """
-    rewards, logged, users, sessions, steps = [], [], [], [], []
+    columns: dict[str, list[Tensor]] = defaultdict(list)
     n_sessions = 0
     for batch in reader.batches(BATCH_SESSIONS):
         mask = batch.mask
         rows, step = torch.nonzero(mask, as_tuple=True)
-        rewards.append(batch.rewards.double().sum(2)[mask])
-        logged.append(batch.log_probs[mask])
-        users.append(batch.users[rows])
-        sessions.append(rows + n_sessions)
-        steps.append(step)
+        whole = (batch.reward_known | ~mask).all(1)
+        for name, values in {
+            "rewards": batch.rewards.double().sum(2)[mask],
+            "known": batch.reward_known[mask],
+            "whole": whole[rows],
+            "behavior_log_probs": batch.log_probs[mask],
+            "user": batch.users[rows],
+            "session": rows + n_sessions,
+            "step": step,
+        }.items():
+            columns[name].append(values)
         n_sessions += len(batch.users)
-    return LoggedRequests(
-        rewards=torch.cat(rewards).numpy(),
-        behavior_log_probs=torch.cat(logged).numpy() if behavior_log_probs is None else behavior_log_probs,
-        target_log_probs=slate_log_probs(target, reader),
-        user=torch.cat(users).numpy(),
-        session=torch.cat(sessions).numpy(),
-        step=torch.cat(steps).numpy(),
-    )
+    arrays = {name: torch.cat(parts).numpy() for name, parts in columns.items()}
+    known, in_whole_session = arrays.pop("known"), arrays.pop("whole")
+    requests = LoggedRequests(target_log_probs=slate_log_probs(target, reader), **arrays)
+    return JudgedRequests(requests.take(known), in_whole_session[known], 1.0 - float(known.mean()))
 
 
 @dataclass(frozen=True)

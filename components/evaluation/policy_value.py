@@ -38,7 +38,10 @@ class PolicyValue(BaseModel):
         gt=0, lt=1, description="How often intervals made this way hold the truth, where there are any."
     )
     effective_sample_size: float = Field(ge=0, description="Kish's effective number of `n_units`.")
-    n_requests: int = Field(ge=1, description="Requests of the log.")
+    n_requests: int = Field(ge=1, description="Requests of the log whose reward is known.")
+    unknown_share: float = Field(
+        default=0.0, ge=0, le=1, description="Share of the log's requests that were left out: their reward is unknown."
+    )
     n_units: int = Field(ge=1, description="What the weights are counted over: requests, or sessions for `session`.")
     n_users: int = Field(ge=1, description="Users of the log: the clusters of every interval.")
     cap: float = Field(gt=0, description="Largest weight allowed.")
@@ -93,13 +96,15 @@ def identify(
 
     Args:
         evidence: what the log's manifest says.
-        rewards: one for each request.
+        rewards: one for each request whose reward is known.
         propensities_estimated: whether log_probs were fitted for a log that has slates without them.
     """
     if evidence is Evidence.CLICKS:
         return "The log holds clicks only and not the slates that were shown, so no other policy can be judged on it."
     if evidence is Evidence.SLATES and not propensities_estimated:
         return "The log does not say with which probability its slates were shown, and no estimate of it was given."
+    if len(rewards) == 0:
+        return "No request's reward is known: feedback that it weighs is missing everywhere."
     if rewards.min() == rewards.max():
         return (
             f"Every logged request has the reward {rewards[0]:g}: the log does not vary in what is to be optimized, "

@@ -11,6 +11,7 @@ identification     can the log tell the challenger's value at all               
 estimand           is the estimate of one request's reward                             hold
 ratio              is the importance ratio valid for this log                          hold
 cap                were weights capped no lower than √n                                hold
+feedback           is the reward of all but few requests known                         hold
 sample size        is the effective sample size at its floor                           hold
 weights            is the mean weight near the 1 that it should be                     hold
 gain               does the challenger beat what serves now, by its interval           hold
@@ -18,8 +19,8 @@ propensities       were the logging probabilities logged, not fitted            
 A/B                was there one, sound, above 0, in live traffic or a true simulator  hold or canary
 =================  ==================================================================  ==============
 
-Estimand, ratio, cap, sample size and weights are asked of the champion's estimate too. Missing evidence holds. Every
-setting can make the gate stricter than the defaults and none can make it milder, so no flag approves.
+Estimand, ratio, cap, feedback, sample size and weights are asked of the champion's estimate too. Missing evidence
+holds. Every setting can make the gate stricter than the defaults and none can make it milder, so no flag approves.
 """
 
 from collections.abc import Iterator
@@ -69,6 +70,12 @@ class GateConfig(BaseModel):
     )
     weight_tolerance: float = Field(
         default=0.1, gt=0, le=0.1, description="How far the whole interval of the mean weight may lie from 1."
+    )
+    max_unknown_share: float = Field(
+        default=0.05,
+        ge=0,
+        le=0.05,
+        description="Share of requests with unknown reward up to which the others are taken to speak for them.",
     )
     sample_ratio_p_value: float = Field(
         default=0.001, ge=0.001, le=0.5, description="An A/B whose sample-ratio check falls below this is unsound."
@@ -185,6 +192,12 @@ def _soundness(role: str, estimate: PolicyValue, assumption: RatioAssumption, co
         f"The {role}'s weights were capped at {estimate.cap:.4g} ({estimate.cap_share:.2%} of requests were cut); "
         f"the cap may be no lower than {lowest:.4g}.",
         passed=estimate.cap >= lowest,
+    )
+    yield _reason(
+        f"feedback of the {role}",
+        f"The reward of {estimate.unknown_share:.2%} of the log's requests is unknown and they were left out; at most "
+        f"{config.max_unknown_share:.0%} may be.",
+        passed=estimate.unknown_share <= config.max_unknown_share,
     )
     floor = ess_floor(estimate.n_requests, config.ess_floor_requests, config.ess_floor_share)
     yield _reason(

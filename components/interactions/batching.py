@@ -54,9 +54,11 @@ class SessionBatch(TensorRecord):
     clicks: Float[Tensor, "B T K"]
     purchases: Float[Tensor, "B T K"]
     observed: Bool[Tensor, "B T K"]
-    """Positions whose click is known: shown, in view and not null."""
+    """Positions whose click is known: shown, and not null; what was out of view is known not to be clicked."""
     purchase_observed: Bool[Tensor, "B T K"]
     rewards: Float[Tensor, "B T K"]
+    reward_known: Bool[Tensor, "B T"]
+    """Whether all feedback that the reward weighs is known; where it is not, unknown feedback counts as none."""
     left: Bool[Tensor, "B T"]
     """The user left after this request."""
     leave_observed: Bool[Tensor, "B T"]
@@ -202,7 +204,18 @@ def read_sessions(
     clicks, click_known = _responses(frame["clicked"], n_positions)
     purchases, purchase_known = _responses(frame["purchased"], n_positions)
     exposed, exposed_known = _responses(frame["exposed"], n_positions)
-    in_view = shown & ~(exposed_known & (exposed == 0))
+    unseen = shown & exposed_known & (exposed == 0)
+    # Clicked though out of view: neither is believed.
+    contradicted = unseen & click_known & (clicks > 0)
+    click_known = shown & (click_known | unseen) & ~contradicted
+    clicks = clicks * click_known
+    purchase_known = shown & ~unseen & purchase_known
+    known = {"clicked": click_known, "purchased": purchase_known | (click_known & (clicks == 0))}
+    reward_known = np.ones(n_requests, dtype=bool)
+    for name in manifest.reward.weights:
+        if name not in known:
+            known[name] = unseen | _responses(frame[f"signals.{name}"], n_positions)[1]
+        reward_known &= (known[name] | ~shown).all(1)
     rewards, _ = _responses(frame.select(reward_per_position(manifest)).to_series(), n_positions)
     candidates_width = int(frame["candidates"].list.len().max() or 0)  # type: ignore[arg-type]
     # Latest first, so that padding comes before the events once the columns are turned; a search names no item.
@@ -228,11 +241,12 @@ def read_sessions(
         events=column(_indices(events, MAX_EVENTS, vocabulary)[:, ::-1]),
         slates=column(slates),
         log_probs=column(log_probs),
-        clicks=column(clicks * (in_view & click_known)),
-        purchases=column(purchases * (in_view & purchase_known)),
-        observed=column(in_view & click_known),
-        purchase_observed=column(in_view & purchase_known),
+        clicks=column(clicks),
+        purchases=column(purchases * purchase_known),
+        observed=column(click_known),
+        purchase_observed=column(purchase_known),
         rewards=column(rewards.astype(np.float32)),
+        reward_known=column(reward_known),
         left=column(left),
         leave_observed=column(~last | left),
     )

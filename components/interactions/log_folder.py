@@ -122,10 +122,7 @@ def write_log(
         InputError: the folder holds something else, or cannot be written.
         ContractError: the rows do not fit the manifest.
     """
-    if path.exists() and not path.is_dir():
-        raise InputError(f"{path}: is a file; expected a folder")
-    if path.exists() and any(path.iterdir()) and not (path / MANIFEST).is_file():
-        raise InputError(f"{path}: is not empty and holds no log; choose another folder")
+    require_log_or_nothing(path)
     staging = path.parent / f".{path.name}.{uuid4().hex[:8]}.tmp"
     try:
         (staging / "requests").mkdir(parents=True)
@@ -151,6 +148,18 @@ def write_log(
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return Log(path, manifest)
+
+
+def require_log_or_nothing(path: Path) -> None:
+    """Refuse to put a log where something else lies.
+
+    Raises:
+        InputError: the path is a file, or a folder that holds files and no log.
+    """
+    if path.exists() and not path.is_dir():
+        raise InputError(f"{path}: is a file; expected a folder")
+    if path.exists() and any(path.iterdir()) and not (path / MANIFEST).is_file():
+        raise InputError(f"{path}: is not empty and holds no log; move what is there, or choose another folder")
 
 
 def replace_folder(staging: Path, path: Path) -> None:

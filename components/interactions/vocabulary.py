@@ -44,9 +44,10 @@ class FeatureCode(BaseModel):
             spread = finite.std() if finite.len() > 1 else None
             mean = float(np.asarray(finite.mean() or 0.0))
             return cls(feature=feature, mean=mean, scale=float(np.asarray(spread)) if spread else 1.0)
-        if not feature.values:
-            counts = values.drop_nulls().value_counts(sort=True).head(MAX_CATEGORIES)
-            feature = feature.model_copy(update={"values": tuple(sorted(counts.to_series(0)))})
+        if not 0 < len(feature.values) <= MAX_CATEGORIES:
+            counts = values.drop_nulls().value_counts(name="n")
+            frequent = counts.sort("n", counts.columns[0], descending=[True, False]).head(MAX_CATEGORIES)
+            feature = feature.model_copy(update={"values": tuple(sorted(frequent.to_series(0)))})
         return cls(feature=feature)
 
     def encode(self, values: pl.Series) -> Float[np.ndarray, "M width"]:

@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from components.interactions.vocabulary import UNKNOWN
+
 #: Utility of what is not there: finite, so that no gradient meets inf - inf, and beyond all utilities that are.
 NOTHING = -1e30
 
@@ -73,11 +75,17 @@ def divergence(logits: Float[Tensor, "B N"], reference: Float[Tensor, "B N"]) ->
 def places_of(slates: Int[Tensor, "B K"], candidates: Int[Tensor, "B N"]) -> Int[Tensor, "B K"]:
     """Place of each slate item among the candidates; -1 for padding.
 
+    Items that the vocabulary does not know have one index together: the first of them on a slate takes the first place
+    of such a candidate, the second the next.
+
     Raises:
         ValueError: a slate holds an item that is no candidate: no policy over these candidates could have shown it.
     """
     same: Bool[Tensor, "B K N"] = slates[:, :, None] == candidates[:, None, :]
     filled = slates != 0
+    unknown = slates == UNKNOWN
+    if bool((unknown.sum(1) > 1).any()):
+        same = same & (~unknown[:, :, None] | (same.cumsum(2) == unknown.cumsum(1)[:, :, None]))
     if not bool((same.any(2) | ~filled).all()):
         row, position = torch.nonzero(filled & ~same.any(2))[0].tolist()
         raise ValueError(f"request {row}, position {position}: item {int(slates[row, position])} is not a candidate")

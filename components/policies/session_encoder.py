@@ -58,12 +58,10 @@ class EncoderShape(BaseModel):
     config: EncoderConfig = EncoderConfig()
 
 
-def feature_embedding(n_features: int, width: int) -> nn.Linear:
-    """W_f: a linear layer as torch begins one, and without its warning where items have no features."""
-    layer = nn.utils.skip_init(nn.Linear, n_features, width, bias=False)
+def feature_weights(n_features: int, width: int) -> nn.Parameter:
+    """W_f, as torch begins a linear layer; there are logs whose items have no features."""
     bound = max(n_features, 1) ** -0.5
-    nn.init.uniform_(layer.weight, -bound, bound)
-    return layer
+    return nn.Parameter(torch.empty(n_features, width).uniform_(-bound, bound))
 
 
 class SessionEncoder(nn.Module):
@@ -87,7 +85,7 @@ class SessionEncoder(nn.Module):
         self.id_embedding = nn.Embedding(shape.n_indices, width, padding_idx=0)
         nn.init.normal_(self.id_embedding.weight.data[1:], std=0.05)
         nn.init.zeros_(self.id_embedding.weight.data[:1])
-        self.feature_embedding = feature_embedding(shape.n_item_features, width)
+        self.feature_weights = feature_weights(shape.n_item_features, width)
         self.input = nn.Linear(5 * width + 2 + shape.n_context, hidden)
         self.recurrent = nn.GRU(hidden, hidden, batch_first=True)
         self.click_query = nn.Linear(hidden, width)
@@ -115,7 +113,7 @@ class SessionEncoder(nn.Module):
 
     def item_vectors(self, items: Int[Tensor, "*X"]) -> Float[Tensor, "*X D"]:
         """e_i; zero for padding."""
-        return self._look_up(self.id_embedding, items) + self.feature_embedding(self.item_features[items])
+        return self._look_up(self.id_embedding, items) + self.item_features[items] @ self.feature_weights
 
     def _look_up(self, embedding: nn.Embedding, items: Int[Tensor, "*X"]) -> Float[Tensor, "*X D"]:
         # A dense gradient of each look-up would cost more than all else where the catalogue is large; who trains the
@@ -288,11 +286,13 @@ class SessionEncoder(nn.Module):
         weights = self.click_pair.weight + self.click_pair_query(state.hidden)
         return torch.einsum("bp,bxp->bx", weights, self.pair_features(state, items, counted))
 
-    def purchase_logits(self, state: SessionState, items: Int[Tensor, "B X"]) -> Float[Tensor, "B X"]:
+    def purchase_logits(
+        self, state: SessionState, items: Int[Tensor, "B X"], counted: Int[Tensor, "B L"] | None = None
+    ) -> Float[Tensor, "B X"]:
         """Purchase logit of each item, given that it is clicked; trains its own head only."""
         vectors = self.item_vectors(items).detach()
         logits = torch.einsum("bd,bxd->bx", self.purchase_query(state.hidden.detach()), vectors)
-        pair = self.purchase_pair(self.pair_features(state, items))[..., 0]
+        pair = self.purchase_pair(self.pair_features(state, items, counted))[..., 0]
         return logits + self.purchase_item(vectors)[..., 0] + pair
 
 

@@ -196,9 +196,6 @@ def _expectations(manifest: Manifest, config: ValidationConfig, rules: tuple[Rul
             for column in columns
         ),
         Expectation(
-            "Candidates are mostly known", "null_share.candidates", maximum=config.max_null_share, severity="warning"
-        ),
-        Expectation(
             "Some positions are clicked, but not all",
             "click_rate",
             minimum=0.0,

@@ -102,7 +102,7 @@ def row_rules(manifest: Manifest, lookups: Lookups, as_of: datetime | None = Non
         *_session_rules(),
         *_time_rules(manifest, as_of),
         *_slate_rules(manifest, lookups),
-        *_candidate_rules(lookups),
+        *_candidate_rules(manifest, lookups),
         *_feedback_rules(manifest),
         *_number_rules(manifest),
     )
@@ -281,10 +281,17 @@ def _slate_rules(manifest: Manifest, lookups: Lookups) -> tuple[Rule, ...]:
     return tuple(rules)
 
 
-def _candidate_rules(lookups: Lookups) -> tuple[Rule, ...]:
+def _candidate_rules(manifest: Manifest, lookups: Lookups) -> tuple[Rule, ...]:
     candidates, digest = pl.col("candidates"), pl.col("candidates_digest")
     event_items = pl.col("events").list.eval(pl.element().struct.field("item_id")).list.drop_nulls()
+    missing = Rule(
+        "candidates_are_missing",
+        "the candidates of the slate, written out or by digest",
+        ("candidates", "candidates_digest"),
+        candidates.is_null() & digest.is_null(),
+    )
     return (
+        *([] if manifest.evidence is Evidence.CLICKS else [missing]),
         Rule(
             "candidates_digest_unknown",
             "a candidates_digest of the candidate table",

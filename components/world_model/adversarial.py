@@ -111,7 +111,7 @@ def train_adversarially(
             batch = _random_sessions(pool, config.step_sessions, generator)
             negatives, log_q = sampler.draw(generator) if sampler else (None, None)
             for sessions, weight in ((generated, weights), (batch, None)):
-                likelihood = model.log_likelihood(sessions, weight, negatives, log_q)
+                likelihood = model.log_likelihood(sessions, weight, negatives, log_q, counted=sessions is batch)
                 user.zero_grad()
                 (likelihood.total / len(sessions.users)).backward()
                 torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -173,16 +173,16 @@ def _train_discriminator(
     config: AdversarialConfig,
     generator: torch.Generator,
 ) -> float:
-    """Train on freshly generated and as many real sessions; accuracy on a fifth of them that is kept apart."""
-    users = torch.randint(world.n_users, (config.sessions,), generator=generator)
+    """Train on distinct real and as many freshly generated sessions; accuracy on a fifth of them that is kept apart."""
+    chosen = torch.randperm(len(pool), generator=generator)[: config.sessions]
+    genuine_sessions = pool.batch(chosen).first_steps(config.max_steps)
+    users = torch.randint(world.n_users, (len(chosen),), generator=generator)
     fake = rollout(world, behavior, users, generator, config.max_steps)
-    genuine_sessions = _random_sessions(pool, config.sessions, generator).first_steps(config.max_steps)
-    rows = torch.arange(config.sessions).split(config.batch_sessions)
-    real = [genuine_sessions.select(chosen).trim() for chosen in rows]
-    generated = [fake.select(chosen).trim() for chosen in rows]
-    held_out = max(1, len(generated) // 5)
+    apart, learned = torch.arange(len(chosen)).tensor_split([max(1, len(chosen) // 5)])
+    rows = learned.split(config.batch_sessions)
+    real, generated = ([sessions.select(part).trim() for part in rows] for sessions in (genuine_sessions, fake))
     for _ in range(config.discriminator_epochs):
-        for genuine, made in zip(real[held_out:], generated[held_out:], strict=False):
+        for genuine, made in zip(real, generated, strict=True):
             loss = functional.binary_cross_entropy_with_logits(
                 logits := torch.cat([discriminator.session_logits(genuine), discriminator.session_logits(made)]),
                 torch.cat([torch.ones(len(genuine.users)), torch.zeros(len(logits) - len(genuine.users))]),
@@ -191,9 +191,8 @@ def _train_discriminator(
             loss.backward()
             optimizer.step()
     with torch.no_grad():
-        hits = [discriminator.session_logits(batch) > 0 for batch in real[:held_out]]
-        hits += [discriminator.session_logits(batch) <= 0 for batch in generated[:held_out]]
-    genuine_rate, made_rate = (torch.cat(part).float().mean() for part in (hits[:held_out], hits[held_out:]))
+        genuine_rate = (discriminator.session_logits(genuine_sessions.select(apart)) > 0).float().mean()
+        made_rate = (discriminator.session_logits(fake.select(apart)) <= 0).float().mean()
     return float((genuine_rate + made_rate) / 2)
 
 

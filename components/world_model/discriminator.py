@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from components.interactions.batching import SessionBatch
-from components.policies.session_encoder import SessionEncoder, feature_embedding
+from components.policies.session_encoder import SessionEncoder, feature_weights
 
 
 class Discriminator(nn.Module):
@@ -27,7 +27,7 @@ class Discriminator(nn.Module):
         self.register_buffer("item_features", encoder.item_features.clone())
         self.id_embedding = nn.Embedding(shape.n_indices, width, padding_idx=0)
         nn.init.normal_(self.id_embedding.weight.data[1:], std=0.05)
-        self.feature_embedding = feature_embedding(shape.n_item_features, width)
+        self.feature_weights = feature_weights(shape.n_item_features, width)
         self.recurrent = nn.GRU(4 * width + 3 + shape.n_context, hidden, batch_first=True)
         self.output = nn.Linear(hidden, 1)
 
@@ -68,4 +68,4 @@ class Discriminator(nn.Module):
         return beliefs / mean.clamp(min=1e-6)
 
     def _vectors(self, items: Tensor) -> Tensor:
-        return self.id_embedding(items) + self.feature_embedding(self.item_features[items])
+        return self.id_embedding(items) + self.item_features[items] @ self.feature_weights

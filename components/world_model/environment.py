@@ -1,12 +1,13 @@
 """The learned user model as an environment: what agents train in when there is no simulator.
 
 What users bring along (candidates, context, organic events) is replayed from logged sessions; what they answer is
-sampled. Beyond the end of the replayed session a request of another session is taken. Where a log has no slates the
+sampled. Beyond the end of the replayed session candidates and events are those of another session's request; the
+context stays. Where a log has no slates the
 model draws the next item from the catalogue: it is a click where the slate holds it, an organic event in either
 case, and a retrieval stage (followers of the last item, then popular items) yields the candidates.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -96,10 +97,11 @@ class WorldModel:
         row = self._next_rows(state, step, generator)
         if model.slate_size == 0:
             chosen = model.sample_next_items(session, *self.sampler.draw(generator), generator)
-            clicks = (slates == chosen[:, None]).float()
+            nothing = session.hidden[:, :0]
+            left = model.sample_leaving(session, slates[:, :0], nothing, nothing, generator)
+            # Who leaves turns to no next item.
+            clicks = ((slates == chosen[:, None]) & ~left[:, None]).float()
             purchases = torch.zeros_like(clicks)
-            nothing = slates[:, :0]
-            left = model.sample_leaving(session, nothing, clicks[:, :0], clicks[:, :0], generator)
             events = torch.nn.functional.pad(chosen[:, None], (state.events.shape[1] - 1, 0)).to(state.events.dtype)
             requests = Requests(state.candidates, state.context, events)
             following = model.encoder.advance(session, slates, clicks, purchases, requests)
@@ -107,6 +109,8 @@ class WorldModel:
         else:
             clicks, purchases, left = model.sample_responses(session, slates, generator)
             requests = self._requests(row, generator, None)
+            replayed = (step < self.pool.lengths[state.session])[:, None]
+            requests = replace(requests, context=torch.where(replayed, requests.context, state.context))
             following = model.encoder.advance(session, slates, clicks, purchases, requests)
         return Feedback(clicks, purchases, left), WorldModelState(
             state.session, step, row, following.hidden, following.recent,

@@ -116,6 +116,7 @@ def train_by_likelihood(
     sampler = NegativeSampler.of(counts, config.negatives) if user_model.slate_size == 0 else None
     best, best_epoch = copy.deepcopy(user_model.state_dict()), -1
     history: list[Epoch] = []
+    sold = False
     judged = validation.sample(config.validation_sessions, generator)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.max_epochs)
     for epoch in range(config.max_epochs):
@@ -125,11 +126,12 @@ def train_by_likelihood(
             optimizer.zero_grad()
             for batch in sample:
                 negatives, log_q = sampler.draw(generator) if sampler else (None, None)
-                likelihood = user_model.log_likelihood(batch, negatives=negatives, negative_log_q=log_q)
+                likelihood = user_model.log_likelihood(batch, negatives=negatives, negative_log_q=log_q, counted=True)
                 # A constant divisor: each request weighs the same, in short sessions and in long ones.
                 (likelihood.total / config.batch_sessions).backward()
                 loss_sum += float(likelihood.total.detach())
                 n_requests += float(likelihood.n_leave)
+                sold = sold or bool(batch.purchases.any())
             for parameter in user_model.parameters():
                 if parameter.grad is not None and parameter.grad.is_sparse:
                     parameter.grad = parameter.grad.to_dense()
@@ -144,6 +146,7 @@ def train_by_likelihood(
         elif epoch - best_epoch >= config.patience:
             break
     user_model.load_state_dict(best)
+    user_model.sells.fill_(sold)
     return LikelihoodTraining(user_model.eval(), tuple(history), best_epoch)
 
 

@@ -3,7 +3,7 @@
     per position:  P(click k | s, slate, clicks above) = σ(click(s, i_k) + p_k + c · clicks above)
     choice:        P(click k | s, slate)               ∝ exp(click(s, i_k) + p_k),  P(none) ∝ exp(skip(s))
     no slates:     P(next item i | s)                  ∝ exp(click(s, i)) over the whole catalogue
-    P(purchase k | click k)                            = σ(purchase(s, i_k))
+    P(purchase k | click k)                            = σ(purchase(s, i_k)), 0 where training saw no purchase
     P(leave | s, slate, response)                      = σ(f(s, Σ shown, Σ clicked, numbers of clicks and purchases))
 
 s, click and purchase are the session encoder's. Censored ends contribute the survival up to them and nothing after.
@@ -62,6 +62,9 @@ class Likelihood:
 class UserModel(nn.Module):
     """The likelihood of responses, and samples of them."""
 
+    sells: Tensor
+    """Whether purchases can be sampled: false where training saw none, and the purchase head learned nothing."""
+
     def __init__(self, encoder: SessionEncoder, slate_size: int, responses: Responses) -> None:
         super().__init__()
         hidden, width = encoder.shape.config.hidden_width, encoder.shape.config.item_width
@@ -70,6 +73,7 @@ class UserModel(nn.Module):
         self.responses = responses
         self.position = nn.Parameter(torch.zeros(slate_size))
         self.clicks_above = nn.Parameter(torch.zeros(()))
+        self.register_buffer("sells", torch.ones((), dtype=torch.bool))
         self.skip = nn.Linear(hidden, 1)
         self.leave = nn.Sequential(nn.Linear(hidden + 2 * width + 2, 32), nn.Tanh(), nn.Linear(32, 1))
 
@@ -113,6 +117,8 @@ class UserModel(nn.Module):
         weights: Float[Tensor, "B T"] | None = None,
         negatives: Int[Tensor, " X"] | None = None,
         negative_log_q: Float[Tensor, " X"] | None = None,
+        *,
+        counted: bool = False,
     ) -> Likelihood:
         """Negative log-likelihood of the responses of whole sessions, masks respected.
 
@@ -121,14 +127,17 @@ class UserModel(nn.Module):
             weights: weight of each request; 1 for all where not given.
             negatives: for logs without slates, distinct items that stand for the catalogue (sampled softmax).
             negative_log_q: log of the chance with which each of them is drawn.
+            counted: whether these sessions are among those that co-visitation counted, as training sessions are: what
+                it says of them then leaves them out.
         """
         state = self.encoder.states(batch)
         flat = FlatRequests.of(batch)
         weight = flat.mask.float() if weights is None else (weights * batch.mask).flatten()
-        click, n_click = self._click_losses(state, batch, flat, negatives, negative_log_q)
+        own = self.encoder.own_followers(batch, state) if counted else None
+        click, n_click = self._click_losses(state, batch, flat, negatives, negative_log_q, own)
         bought = weight[:, None] * flat.clicks * flat.purchase_observed
         purchase = functional.binary_cross_entropy_with_logits(
-            self.encoder.purchase_logits(state, flat.slates), flat.purchases, reduction="none"
+            self.encoder.purchase_logits(state, flat.slates, own), flat.purchases, reduction="none"
         )
         known = weight * flat.leave_observed
         leave = functional.binary_cross_entropy_with_logits(
@@ -145,7 +154,7 @@ class UserModel(nn.Module):
 
     def click_losses(self, batch: SessionBatch) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T"]]:
         """Exact negative log-likelihood of each request's clicks in nats, and of how many of them (as `n_click`)."""
-        loss, n = self._click_losses(self.encoder.states(batch), batch, FlatRequests.of(batch), None, None)
+        loss, n = self._click_losses(self.encoder.states(batch), batch, FlatRequests.of(batch), None, None, None)
         return loss.reshape(batch.mask.shape), n.reshape(batch.mask.shape)
 
     def _click_losses(
@@ -155,9 +164,8 @@ class UserModel(nn.Module):
         flat: "FlatRequests",
         negatives: Int[Tensor, " X"] | None,
         negative_log_q: Float[Tensor, " X"] | None,
+        counted: Int[Tensor, "M L"] | None,
     ) -> tuple[Float[Tensor, " M"], Float[Tensor, " M"]]:
-        # Training sessions are among those that co-visitation counted: what it says of them leaves them out.
-        counted = self.encoder.own_followers(batch, state) if self.training else None
         if self.slate_size == 0:
             return self._next_item_losses(state, next_items(batch).flatten(), counted, negatives, negative_log_q)
         if self.responses == "choice":
@@ -262,7 +270,7 @@ class UserModel(nn.Module):
                 clicks[:, position] = (chance[0, :, position] < probability).float()
                 above = above + clicks[:, position]
         bought = chance[1] < torch.sigmoid(self.encoder.purchase_logits(state, slates))
-        purchases = clicks * bought
+        purchases = clicks * (bought & self.sells)
         left = self.sample_leaving(state, slates, clicks, purchases, generator)
         return clicks, purchases, left
 

@@ -74,7 +74,16 @@ def test_few_bad_rows_are_put_aside_and_the_loop_goes_on_and_too_many_stop_it(pl
     assert data["n_quarantined"] >= 8
     assert decided.stages("reused") == ["import-data", "data-version"]
     assert pl.read_parquet(Path(decided.document["run"]["folder"]) / "quarantine" / "rows.parquet").height >= 8
-    assert decided.document["evidence"]["ab"]["label"] == "simulated in a world model"
+    ab = decided.document["evidence"]["ab"]
+    assert ab["label"] == "simulated in a world model"
+    # Users are what is assigned and counted, however many sessions each of them replays.
+    visitors = pl.read_csv(place.root / "log" / "log.csv")["visitor"].n_unique()
+    assert (
+        ab["treatment_users"] + ab["control_users"]
+        <= visitors
+        < 400
+        == ab["treatment_sessions"] + ab["control_sessions"]
+    )
 
     mapping = place.root / "log" / "mapping.toml"
     mapping.write_text(mapping.read_text() + '[reward]\nname = "buys"\nweights = { bought = 1 }\n')

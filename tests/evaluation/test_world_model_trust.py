@@ -64,17 +64,30 @@ def test_a_world_model_that_is_no_better_than_a_constant_is_not_trusted() -> Non
         assert trust.passed is passed
 
 
-def test_a_gap_counts_only_beyond_chance() -> None:
-    for error, passed in ((0.001, False), (0.05, True)):
-        gap = GeneratedAgainstReal(
-            quantity="reward of a session", real=1.0, generated=1.2, gap=0.2, standard_error=error
-        )
-        trust = judge_trust(
-            click_nats=0.3,
-            baseline=("popularity", 0.4),
-            calibrations=(),
-            sessions=(gap,),
-            discriminator_accuracy=None,
-            config=TrustConfig(),
-        )
-        assert trust.passed is passed
+@pytest.mark.parametrize(("gap", "error", "passed"), [(0.1, 0.001, True), (0.1, 0.05, False), (0.2, 0.001, False)])
+def test_a_gap_must_lie_within_the_limit_and_be_known_to(gap: float, error: float, passed: bool) -> None:
+    compared = GeneratedAgainstReal(
+        quantity="reward of a session", real=1.0, generated=1.0 + gap, gap=gap, standard_error=error
+    )
+    trust = judge_trust(
+        click_nats=0.3,
+        baseline=("popularity", 0.4),
+        calibrations=(),
+        sessions=(compared,),
+        discriminator_accuracy=None,
+        config=TrustConfig(),
+    )
+    assert trust.passed is passed
+
+
+def test_without_a_session_that_ended_there_is_no_trust() -> None:
+    trust = judge_trust(
+        click_nats=0.3,
+        baseline=("popularity", 0.4),
+        calibrations=(),
+        sessions=(),
+        discriminator_accuracy=None,
+        config=TrustConfig(),
+    )
+    assert not trust.passed
+    assert any("No session is known to have ended" in reason for reason in trust.reasons)

@@ -127,6 +127,7 @@ SIMULATED = "simulated in a world model"
         (evidence(offline=value(estimand=Estimand.SESSION_AVERAGE)), "hold", "estimand of the challenger"),
         (evidence(offline=value(ratio=CASCADE)), "hold", "ratio of the challenger"),
         (evidence(offline=value(cap=10.0)), "hold", "cap of the challenger"),
+        (evidence(offline=value(unknown_share=0.06)), "hold", "feedback of the challenger"),
         (evidence(offline=value(effective_sample_size=499.0)), "hold", "sample size of the challenger"),
         (
             evidence(offline=value(n_requests=100_000, effective_sample_size=999.0)),
@@ -196,6 +197,7 @@ def test_a_higher_bar_holds_what_a_lower_one_lets_through():
         {"min_difference": -1},
         {"confidence": 0.5},
         {"weight_tolerance": 0.5},
+        {"max_unknown_share": 0.5},
         {"sample_ratio_p_value": 0.0001},
         {"approve": True},
     ],

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from components.errors import InputError
 from components.interactions.log_folder import Log, open_log
 from flows.config import LoopConfig
 from flows.platform_stages import publish_log, version_data
@@ -37,3 +38,13 @@ def test_a_published_log_replaces_an_older_one_and_leaves_nothing_beside_it(data
         publish_log(log, tmp_path / "published" / "storefront")
     assert [path.name for path in (tmp_path / "published").iterdir()] == ["storefront"]
     assert open_log(tmp_path / "published" / "storefront").manifest == log.manifest
+
+
+def test_what_is_no_log_is_never_replaced_by_one(dataset: Path, tmp_path: Path) -> None:
+    own = tmp_path / "data" / "table"
+    own.mkdir(parents=True)
+    (own / "raw.csv").write_text("visit,shown")
+    with pytest.raises(InputError, match="is not empty and holds no log"):
+        publish_log(open_log(dataset / "log"), own)
+    assert [path.name for path in own.iterdir()] == ["raw.csv"]
+    assert [path.name for path in own.parent.iterdir()] == ["table"]

@@ -76,6 +76,27 @@ def test_clicks_are_observed_where_shown_in_view_and_known(table: SessionTable) 
     assert table.rows.observed[:, 0].int().tolist() == [[1, 0, 0], [1, 1, 0], [1, 0, 0], [1, 0, 0], [0, 0, 0]]
 
 
+def test_what_was_out_of_view_was_not_clicked(
+    corner_rows: pl.DataFrame, corner_manifest: Manifest, corner_log: Log
+) -> None:
+    seen_first_alone = corner_rows.filter(pl.col("request_id") == "s1-1").with_columns(
+        clicked=pl.lit([True, None], dtype=pl.List(pl.Boolean)),
+        exposed=pl.lit([True, False], dtype=pl.List(pl.Boolean)),
+    )
+
+    rows = read_sessions(
+        seen_first_alone, corner_manifest, Vocabulary.fit(corner_log), corner_log.candidate_table()
+    ).rows
+
+    assert rows.clicks[0, 0].tolist() == [1.0, 0.0, 0.0]
+    assert rows.observed[0, 0].tolist() == [True, True, False]
+
+
+def test_a_reward_is_known_where_all_that_it_weighs_is(table: SessionTable) -> None:
+    # Clicks and watch times are weighed: only the second request knows both at every position.
+    assert table.rows.reward_known[:, 0].tolist() == [False, True, False, False, False]
+
+
 def test_purchases_have_a_mask_of_their_own(table: SessionTable) -> None:
     assert table.rows.purchases[:, 0].sum(1).tolist() == [1, 0, 0, 0, 0]
     assert table.rows.purchase_observed[:, 0].int().tolist() == [[1, 1, 0], [0] * 3, [0] * 3, [0] * 3, [0] * 3]

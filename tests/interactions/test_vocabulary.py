@@ -102,6 +102,15 @@ def test_the_most_frequent_values_of_a_category_are_kept(monkeypatch: pytest.Mon
     assert code.encode(pl.Series(["z", "a", None])).tolist() == [[0, 1], [0, 0], [0, 0]]
 
 
+def test_of_too_many_named_values_the_most_frequent_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("components.interactions.vocabulary.MAX_CATEGORIES", 2)
+    brands = Feature(name="brand", kind="categorical", values=("a", "b", "c", "d"))
+
+    code = FeatureCode.fit(brands, pl.Series(["d", "b", "d", "c", "c", None]))
+
+    assert code.feature.values == ("c", "d")
+
+
 def test_values_that_the_manifest_names_are_kept_as_they_are(vocabulary: Vocabulary) -> None:
     assert vocabulary.context_codes[1].feature.values == ("phone", "tablet")
 

@@ -201,3 +201,11 @@ def test_values_and_gradients_are_those_of_the_product_of_softmaxes(
     (expected,) = torch.autograd.grad(by_hand.sum(), logits)
     (gradient,) = torch.autograd.grad(log_probs.sum(), logits)
     assert gradient.tolist() == pytest.approx(expected.tolist(), abs=1e-9)
+
+
+def test_items_that_the_vocabulary_does_not_know_take_one_place_each() -> None:
+    places = plackett_luce.places_of(torch.tensor([[1, 4, 1], [1, 3, 0]]), torch.tensor([[3, 1, 4, 1], [3, 4, 1, 0]]))
+
+    assert places.tolist() == [[1, 2, 3], [2, 0, -1]]
+    with pytest.raises(ValueError, match="request 0, position 1: item 1 is not a candidate"):
+        plackett_luce.places_of(torch.tensor([[1, 1]]), torch.tensor([[3, 1]]))

@@ -18,7 +18,17 @@ def test_a_saved_policy_is_loaded_again_by_its_exact_tag(policy_tag: str, stored
 
 def test_saving_the_same_policy_again_gives_the_same_tag(policy_tag: str, policy_folder: Path, tmp_path: Path) -> None:
     elsewhere = shutil.copytree(policy_folder, tmp_path / "copy")
-    assert save_model(elsewhere, name="shop-policy", lineage={"seed": 4}, decision={}) == policy_tag
+    decided = {"verdict": "canary"}
+    assert save_model(elsewhere, name="shop-policy", lineage={"seed": 3}, decision=decided) == policy_tag
+
+
+def test_the_same_policy_under_another_decision_is_another_version(policy_tag: str, policy_folder: Path) -> None:
+    import bentoml
+
+    held = save_model(policy_folder, name="shop-policy", lineage={"seed": 3}, decision={"verdict": "hold"})
+    assert held != policy_tag
+    assert bentoml.models.get(held).info.metadata["decision"] == {"verdict": "hold"}
+    assert bentoml.models.get(policy_tag).info.metadata["decision"] == {"verdict": "canary"}
 
 
 def test_another_policy_gets_another_version(policy_tag: str, policy_folder: Path, tmp_path: Path) -> None:

@@ -132,13 +132,12 @@ def test_log_probs_may_be_zero_where_there_was_no_choice(rows: list[Row], save: 
     assert validate(save(rows), ValidationConfig(), out).passed
 
 
-def test_unknown_candidates_are_a_warning(rows: list[Row], save: Callable[..., Log], out: Path) -> None:
+def test_slates_without_candidates_are_bad_rows(rows: list[Row], save: Callable[..., Log], out: Path) -> None:
     for row in rows:
         row |= {"candidates": None, "candidates_digest": None}
 
-    checks = validate(save(rows), ValidationConfig(), out)
-
-    assert checks.passed and failures(checks, "warning") == {"null_share.candidates"}
+    with pytest.raises(TooManyBadRowsError, match="candidates_are_missing: 180 rows"):
+        validate(save(rows), ValidationConfig(), out)
 
 
 def test_a_constant_reward_is_a_warning(rows: list[Row], save: Callable[..., Log], out: Path) -> None:

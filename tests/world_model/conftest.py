@@ -96,6 +96,7 @@ def views() -> Callable[..., SessionBatch]:
             observed=nothing.bool(),
             purchase_observed=nothing.bool(),
             rewards=nothing,
+            reward_known=mask,
             left=last & ~cut[:, None],
             leave_observed=mask & ~(last & cut[:, None]),
         )

@@ -90,7 +90,10 @@ def test_a_click_is_the_next_view_where_the_slate_holds_it(site: WorldModel) -> 
     feedback, following = site.step(state, slates, generator)
 
     viewed = site.observe(following).events[:, -1]
-    assert torch.equal(feedback.clicks, (slates == viewed[:, None]).float())
+    next_view = (slates == viewed[:, None]).float()
+    assert torch.equal(feedback.clicks, next_view * ~feedback.left[:, None])
+    # Some of those who left would have clicked: a session of L views has L - 1 next ones.
+    assert bool((next_view * feedback.left[:, None]).any())
     assert 0 < float(feedback.clicks.sum()) < len(users)
     assert not bool(feedback.purchases.any())
 
@@ -135,3 +138,12 @@ def test_a_popular_slate_is_clicked_as_the_user_model_says(shop: WorldModel) -> 
 
     predicted = shop.user_model.click_probabilities(shop.session(state), slates, feedback.clicks)
     torch.testing.assert_close(feedback.clicks.mean(0), predicted.detach().mean(0), atol=0.03, rtol=0.0)
+
+
+def test_beyond_the_replayed_session_its_last_context_stays(shop: WorldModel) -> None:
+    batch = rollout(shop, UniformPolicy(4), torch.arange(200), torch.Generator().manual_seed(0), 12)
+
+    # Device and segment are a session's own, however far it outlives the one that it replays.
+    assert int((batch.lengths > shop.pool.lengths[:200]).sum()) > 20
+    first = batch.context[:, :1].expand_as(batch.context)
+    assert torch.equal(batch.context[batch.mask], first[batch.mask])

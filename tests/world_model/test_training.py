@@ -1,7 +1,11 @@
+from pathlib import Path
+
+import polars as pl
 import pytest
 import torch
 
 from components.interactions.batching import SessionReader
+from components.interactions.log_folder import write_log
 from components.world_model.training import (
     LikelihoodConfig,
     LikelihoodTraining,
@@ -69,3 +73,21 @@ def test_negatives_are_distinct_and_known_with_their_chance_to_be_drawn() -> Non
     expected = 1 - (1 - torch.tensor([0.0, 0.0, 1.0, 8.0, 27.0]) / 36) ** 3
     torch.testing.assert_close(drawn / 4_000, expected, atol=0.025, rtol=0.0)
     torch.testing.assert_close(log_q, expected[items].log())
+
+
+def test_where_training_saw_no_purchase_none_is_sampled(
+    shop_model: UserModel, reader: SessionReader, tmp_path: Path
+) -> None:
+    log = reader.log
+    unsold = log.scan().with_columns(purchased=pl.lit(None, dtype=pl.List(pl.Boolean))).collect()
+    without = SessionReader(write_log(tmp_path / "log", log.manifest, [unsold], log.items()), reader.vocabulary)
+    batch = next(reader.batches(400))
+    state, slates = shop_model.encoder.states(batch), batch.slates.flatten(0, 1)
+
+    def purchases() -> float:
+        return float(shop_model.sample_responses(state, slates, torch.Generator().manual_seed(0))[1].sum())
+
+    train(shop_model, reader, max_epochs=1)
+    assert purchases() > 0
+    train(shop_model, without, max_epochs=1)
+    assert purchases() == 0

@@ -137,8 +137,8 @@ class TableMapping(BaseModel):
                 raise ValueError("columns.events: missing; evidence 'clicks' needs the items that users acted on")
         elif not columns.slate:
             raise ValueError(f"columns.slate: missing; evidence {evidence.value!r} needs the items shown")
-        elif not (columns.clicked or columns.purchased or self.signals):
-            raise ValueError("columns.clicked: missing; a log with slates needs clicked, purchased or a signal")
+        elif not columns.clicked:
+            raise ValueError("columns.clicked: missing; a log with slates needs the clicks that the user model learns")
         if columns.event_types and not columns.events:
             raise ValueError("columns.event_types: mapped without columns.events")
         return self

@@ -59,15 +59,16 @@ def import_log(config: Config, path: Path, out: Path, loop: str) -> Log:
 
 
 def files_read(config: Config, path: Path) -> list[Path]:
-    """What `import_log` reads: `path`, the mapping, and the file of items where `path` is not the folder around it.
+    """What `import_log` reads: `path`, the mapping, and the files that it names, which may lie elsewhere.
 
     Raises:
         InputError: the mapping is missing, or is none.
     """
     folder = path if path.is_dir() else path.parent
     mapping_path = config.mapping or folder / "mapping.toml"
-    items = read_mapping(mapping_path).items
-    return [path, mapping_path, *([folder / items.file] if items is not None else [])]
+    mapping = read_mapping(mapping_path)
+    named = [mapping.log.file if path.is_dir() else None, mapping.items.file if mapping.items else None]
+    return [path, mapping_path, *(folder / file for file in named if file is not None)]
 
 
 def _log_cells(file: MappedFile, mapping: TableMapping) -> list[Cells]:
@@ -209,7 +210,7 @@ def _limits(mapping: TableMapping) -> tuple[str, ...]:
         ),
         (
             log.evidence is not Evidence.CLICKS and not columns.candidates,
-            "Candidates were not recorded: another policy cannot be asked how likely it is to show a logged slate.",
+            "Candidates were not recorded: the slate stands in for them, so a policy can only order it anew.",
         ),
         (
             not columns.user_id,
@@ -250,6 +251,8 @@ def _requests(rows: pl.DataFrame, mapping: TableMapping, loop: str, log_end: pl.
         "available_at": pl.col("timestamp") if "timestamp" in has else pl.lit(None, dtype=TIMESTAMP),
         "policy": pl.lit(log.policy),
     }
+    if log.evidence is Evidence.SLATES:
+        derived["candidates"] = pl.col("slate")
     if "slate_propensity" in has:
         derived["slate_log_prob"] = _log_of(pl.col("slate_propensity"))
     return _with_events(requests, log.event_type).with_columns(

@@ -112,8 +112,9 @@ def test_what_is_not_mapped_is_derived_or_null_and_the_limits_say_so(tmp_path: P
         ("b:0", "b", "b", 0, ["x", "y"], [False, True], None, "unknown"),
         ("b:1", "b", "b", 1, ["y", "z"], [False, False], "left", "unknown"),
     ]
-    unknown = ("timestamp", "available_at", "candidates", "slate_log_prob", "exposed", "purchased", "arm", "experiment")
+    unknown = ("timestamp", "available_at", "slate_log_prob", "exposed", "purchased", "arm", "experiment")
     assert rows(log, *unknown) == [(None,) * len(unknown)] * 3
+    assert rows(log, "candidates") == rows(log, "slate")
     assert rows(log, "events") == [([],)] * 3
     manifest = log.manifest
     assert not (manifest.has_users or manifest.has_times or manifest.has_purchases)
@@ -399,3 +400,10 @@ def test_any_log_written_as_csv_comes_back_as_the_same_rows(
     ]
     log = imported(path, folder / "log")
     assert log.scan().select(expected[0].keys()).collect().to_dicts() == expected
+
+
+def test_everything_that_an_import_reads_is_named(tmp_path: Path) -> None:
+    folder = source(tmp_path / "in", "visit,shown,hit\na,y,1\n", SLATES)
+    mapping = folder / "mapping.toml"
+    mapping.write_text(mapping.read_text().replace("log.csv", "../elsewhere.csv"))
+    assert folder.parent / "elsewhere.csv" in [file.resolve() for file in table.files_read(table.Config(), folder)]
