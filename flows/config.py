@@ -44,7 +44,7 @@ class EvaluationConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     ess_margin: float = Field(
-        default=1.25,
+        default=1.5,
         ge=1,
         le=10,
         description="The released policy's ESS on validation must exceed the gate's floor by this factor.",

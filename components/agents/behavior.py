@@ -2,7 +2,7 @@
 
     minimise  −mean log π_b(slate | state, candidates)
 
-It is the anchor of the pull toward the log, and where log_probs were not logged their (flagged) estimate.
+It is where every policy starts, and the anchor of the pull toward the log.
 """
 
 from dataclasses import dataclass

@@ -4,7 +4,7 @@
             + λ₂ Σ_logged ω_t Σ_{t,k} A_{t,k} log π(a_{t,k} | s_t, a_{t,<k})
             + η H(π) − κ log E[π² / behavior²]
 
-    A_{t,k} = q_t G_{t,k} − V_k(s_t),   G_{t,k} = Σ_{j≥k} r_{t,j} + γ G_{t+1},   ω_t = min(π(slate_t) / b(slate_t), cap)
+    A_{t,k} = G_{t,k} − V_k(s_t),   G_{t,k} = Σ_{j≥k} q_t r_{t,j} + γ G_{t+1},   ω_t = min(π(slate_t) / b(slate_t), cap)
 
 q_t is the discriminator's belief that a generated session is real, over its mean at step t (1 for logged sessions, and
 where there is no discriminator), V a learned baseline that does not depend on the slate.
@@ -60,11 +60,14 @@ class ReinforceConfig(BaseModel):
         ge=0,
         description="κ: cost per nat of distance to the logging policy; keeps the log able to judge.",
     )
-    learning_rate: float = Field(
-        default=3e-3, gt=0, le=1, description="Adam's step size at first; it falls to 0 along a cosine."
+    learning_rate: float = Field(default=3e-3, gt=0, le=1, description="Adam's step size at first.")
+    schedule: Literal["cosine", "constant"] = Field(
+        default="cosine",
+        description="Step sizes: with 'cosine' they fall to 0 and the last steps average the noise out, with "
+        "'constant' noise goes on exploring.",
     )
     clip_norm: float = Field(default=1.0, gt=0, description="Largest norm of a gradient.")
-    baseline_rate: float = Field(default=6e-3, gt=0, le=1, description="The same of the baseline.")
+    baseline_rate: float = Field(default=6e-3, gt=0, le=1, description="The same of the baseline's.")
     credit: Literal["positions", "slate", "clicks"] = Field(
         default="positions",
         description="What a position is credited with: 'positions' needs the cascade assumption, 'slate' does not, "
@@ -159,7 +162,8 @@ def train_reinforce(
         loss.backward()
         torch.nn.utils.clip_grad_norm_(policy.learned.parameters(), config.clip_norm)
         optimizer.step()
-        schedule.step()
+        if config.schedule == "cosine":
+            schedule.step()
         history.append(
             Iteration(
                 mean_session_reward=float(generated.rewards.sum((1, 2)).mean()),

@@ -97,8 +97,9 @@ class Scorer(nn.Module):
 class NeuralSlatePolicy(EncodedPolicy):
     """u = behavior's utility + strength · learned utility.
 
-    At strength 0 this is the estimate of the logging policy, at 1 the policy as trained; between them lies the
-    geometric path π ∝ behavior^(1−α) · trained^α, on which the release is chosen so that the log can still judge it.
+    At strength 0 this is the estimate of the logging policy, at 1 the policy as trained; between them lies, but for the
+    bound on utilities, the geometric path π ∝ behavior^(1−α) · trained^α. On it the release is chosen so that the log
+    can still judge it.
     """
 
     strength: Tensor

@@ -27,6 +27,7 @@ TRAINING = ReinforceConfig(
     sessions=1_000,
     max_steps=20,
     gamma=0.5,
+    schedule="constant",
     credit="slate",
     learning_rate=0.1,
     baseline_rate=0.01,
