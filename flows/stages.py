@@ -18,7 +18,7 @@ from torch import Tensor
 
 from components.agents.behavior import train_behavior
 from components.agents.cem import train_cem
-from components.agents.reinforce import train_reinforce
+from components.agents.reinforce import ReinforceConfig, train_reinforce
 from components.environments import storefront
 from components.environments.interface import Environment
 from components.environments.rollout import LEARNED_FEEDBACK, rollout
@@ -47,7 +47,7 @@ from components.experiment.gate import Decision, decide
 from components.interactions.as_of import write_known_by
 from components.interactions.batching import SessionReader
 from components.interactions.contract import Evidence as EvidenceLevel
-from components.interactions.contract import RatioAssumption
+from components.interactions.contract import Manifest, RatioAssumption
 from components.interactions.covisitation import count_covisitation
 from components.interactions.importers import importers
 from components.interactions.log_folder import Log, open_log
@@ -73,6 +73,8 @@ POLICY, BASELINE = "reinforce", "cem"
 CURVES = "curves.json"
 #: Training sessions on which request features are standardised.
 STANDARDIZING_SESSIONS = 4_096
+#: Requests of each of them: one long session must not pad all others to its length.
+STANDARDIZING_STEPS = 20
 P = TypeVar("P", NeuralSlatePolicy, RankingPolicy)
 
 
@@ -192,21 +194,12 @@ def train_policy(config: LoopConfig, split: Path, world: Path, out: Path, progre
     _fit_behavior(config, policy, train, progress)
     environment = _world_model(config, stored, train)
     discriminator = _load_discriminator(stored, world) if config.adversarial.rounds else None
-    reinforce = config.reinforce
-    if manifest.evidence is EvidenceLevel.CLICKS:
-        # There is no logging policy to stay close to, and no log that could judge what stays close.
-        reinforce = reinforce.model_copy(update={"pull": 0.0})
-    elif reinforce.credit == "positions" and (
-        manifest.responses == "choice" or manifest.ratio_assumption is not RatioAssumption.CASCADE
-    ):
-        # Responses may depend on the positions below: they share the credit.
-        reinforce = reinforce.model_copy(update={"credit": "slate"})
     training = train_reinforce(
         policy,
         environment,
         torch.arange(environment.n_users),
         train if manifest.evidence is EvidenceLevel.PROPENSITIES else None,
-        reinforce,
+        reinforce_on(manifest, config.reinforce),
         config.seed,
         progress,
         None if discriminator is None else discriminator.relative_beliefs,
@@ -241,6 +234,18 @@ def train_policy(config: LoopConfig, split: Path, world: Path, out: Path, progre
             ),
         ],
     )
+
+
+def reinforce_on(manifest: Manifest, config: ReinforceConfig) -> ReinforceConfig:
+    """REINFORCE as a log allows it: what rests on assumptions that the log does not make is left out."""
+    if manifest.evidence is EvidenceLevel.CLICKS:
+        # There is no logging policy to stay close to, and no log that could judge what stays close.
+        return config.model_copy(update={"pull": 0.0})
+    cascade = manifest.responses == "per_position" and manifest.ratio_assumption is RatioAssumption.CASCADE
+    if config.credit == "positions" and not cascade:
+        # Responses may depend on the positions below: they share the credit.
+        return config.model_copy(update={"credit": "slate"})
+    return config
 
 
 @stage("baseline", "cem", "candidates", "slate_size")
@@ -296,11 +301,13 @@ def estimate(log: Log, reader: SessionReader, policy: NeuralSlatePolicy | Rankin
     if reason is not None:
         return [NotIdentified(policy=name, estimand=Estimand.ONE_REQUEST, reason=reason)]
     judged, ratio = logged_requests(reader, policy), RatioAssumption.FULL_SLATE
-    estimates: list[Estimate] = [one_request_ncis(judged.requests, policy=name, ratio=ratio)]
+    estimates = [one_request_ncis(judged.requests, policy=name, ratio=ratio)]
     if judged.in_whole_session.any():
         whole = judged.whole_sessions
         estimates += [estimator(whole, policy=name, ratio=ratio) for estimator in (session_ncis, literature_ncis)]
-    return [part.model_copy(update={"unknown_share": judged.unknown_share}) for part in estimates]
+    return [
+        part.model_copy(update={"unknown_share": 1.0 - part.n_requests / log.manifest.n_requests}) for part in estimates
+    ]
 
 
 @stage("ab-test", "ab", "source", "candidates", "slate_size", "encoder", "user_model")
@@ -453,7 +460,7 @@ def _new_policy(config: LoopConfig, stored: StoredUserModel, train: SessionReade
         torch.manual_seed(config.seed)
         policy = kind(RequestFeatures(encoder), slate_size)
     sample = train.sample(STANDARDIZING_SESSIONS, torch.Generator().manual_seed(config.seed))
-    batch = sample.batch(torch.arange(len(sample)))
+    batch = sample.batch(torch.arange(len(sample))).first_steps(STANDARDIZING_STEPS)
     state = encoder.states(batch).select(batch.mask.flatten())
     requests = batch.requests().select(batch.mask.flatten())
     if requests.candidates.shape[1] == 0:
@@ -507,6 +514,7 @@ def _judge_world_model(
             generated,
             with_reward=test.log.manifest.slate_size > 0,
         ),
+        with_reward=test.log.manifest.slate_size > 0,
         discriminator_accuracy=discriminator_accuracy,
         config=config.trust,
     )

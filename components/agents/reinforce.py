@@ -67,11 +67,11 @@ class ReinforceConfig(BaseModel):
         "'constant' noise goes on exploring.",
     )
     clip_norm: float = Field(default=1.0, gt=0, description="Largest norm of a gradient.")
-    baseline_rate: float = Field(default=6e-3, gt=0, le=1, description="The same of the baseline's.")
+    baseline_rate: float = Field(default=6e-3, gt=0, le=1, description="Adam's step size of the baseline at first.")
     credit: Literal["positions", "slate", "clicks"] = Field(
         default="positions",
-        description="What a position is credited with: 'positions' needs the cascade assumption, 'slate' does not, "
-        "'clicks' is the paper's form.",
+        description="What a position is credited with: 'positions' needs the cascade assumption (on logs without it "
+        "the loop takes 'slate'), 'slate' does not, 'clicks' is the paper's form.",
     )
 
 
@@ -154,9 +154,12 @@ def train_reinforce(
         pulled = terms
         if logged_batches is not None:
             batch = next(logged_batches)
-            real = _terms(policy, baseline, batch, config, batch.mask.float(), config.weight_cap)
-            loss = loss + config.logged_weight * (real.policy_loss + real.baseline_loss)
-            pulled = real
+            # What a session earned is known only where all of its rewards are.
+            batch = batch.select(torch.nonzero(batch.rewarded)[:, 0])
+            if len(batch.users):
+                real = _terms(policy, baseline, batch, config, batch.mask.float(), config.weight_cap)
+                loss = loss + config.logged_weight * (real.policy_loss + real.baseline_loss)
+                pulled = real
         loss = loss + config.pull * pulled.divergence
         optimizer.zero_grad()
         loss.backward()

@@ -39,8 +39,6 @@ class JudgedRequests:
     requests: LoggedRequests
     in_whole_session: Bool[np.ndarray, " M"]
     """Whether the rewards of the request's whole session are known."""
-    unknown_share: float
-    """Requests that were left out, as a share of the log's."""
 
     @property
     def whole_sessions(self) -> LoggedRequests:
@@ -81,7 +79,7 @@ def logged_requests(reader: SessionReader, target: SlatePolicy) -> JudgedRequest
     arrays = {name: torch.cat(parts).numpy() for name, parts in columns.items()}
     known, in_whole_session = arrays.pop("known"), arrays.pop("whole")
     requests = LoggedRequests(target_log_probs=slate_log_probs(target, reader), **arrays)
-    return JudgedRequests(requests.take(known), in_whole_session[known], 1.0 - float(known.mean()))
+    return JudgedRequests(requests.take(known), in_whole_session[known])
 
 
 @dataclass(frozen=True)

@@ -38,9 +38,12 @@ class PolicyValue(BaseModel):
         gt=0, lt=1, description="How often intervals made this way hold the truth, where there are any."
     )
     effective_sample_size: float = Field(ge=0, description="Kish's effective number of `n_units`.")
-    n_requests: int = Field(ge=1, description="Requests of the log whose reward is known.")
+    n_requests: int = Field(ge=1, description="Requests that the estimate is made from.")
     unknown_share: float = Field(
-        default=0.0, ge=0, le=1, description="Share of the log's requests that were left out: their reward is unknown."
+        default=0.0,
+        ge=0,
+        le=1,
+        description="Share of the log's requests that were left out: a reward of theirs or their session's is unknown.",
     )
     n_units: int = Field(ge=1, description="What the weights are counted over: requests, or sessions for `session`.")
     n_users: int = Field(ge=1, description="Users of the log: the clusters of every interval.")

@@ -12,9 +12,11 @@ from jaxtyping import Bool, Float
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from components.errors import InputError
 from components.interactions.batching import SessionBatch, SessionReader
 from components.world_model.user_model import FlatRequests, UserModel, next_items
 
+LENGTH, REWARD = "requests of a session", "reward of a session"
 N_BINS = 10
 BATCH_SESSIONS = 1_024
 
@@ -116,13 +118,19 @@ def response_calibrations(user_model: UserModel, reader: SessionReader) -> tuple
 
 
 def baseline_nats(user_model: UserModel, reader: SessionReader, counts: Float[Tensor, " V"]) -> tuple[str, float]:
-    """Held-out click likelihood of the best predictor that sees no session, and what it is."""
+    """Held-out click likelihood of the best predictor that sees no session, and what it is.
+
+    Raises:
+        InputError: the log holds no click that is known.
+    """
     if user_model.slate_size == 0:
         log_p = ((counts + 1.0) / (counts[1:] + 1.0).sum()).log()
         targets = [next_items(batch)[batch.mask] for batch in reader.batches(BATCH_SESSIONS)]
         items = torch.cat(targets)
+        _require((items > 0).any(), reader, "next item")
         return "popularity", float(-log_p[items[items > 0].long()].mean())
     clicks, observed = _position_counts(reader)
+    _require(observed.any(), reader, "position whose click is known")
     if user_model.responses == "choice":
         rate = torch.cat([clicks, (observed.max() - clicks.sum()).clamp(min=0.0)[None]])
         log_p = (rate / rate.sum()).clamp(min=1e-12).log()
@@ -130,6 +138,11 @@ def baseline_nats(user_model: UserModel, reader: SessionReader, counts: Float[Te
     rate = (clicks / observed.clamp(min=1.0)).clamp(1e-6, 1.0 - 1e-6)
     loss = -(clicks * rate.log() + (observed - clicks) * (1.0 - rate).log())
     return "click rate of each position", float(loss.sum() / observed.sum())
+
+
+def _require(there_is_one: Tensor, reader: SessionReader, what: str) -> None:
+    if not bool(there_is_one):
+        raise InputError(f"{reader.log.path}: holds no {what}, so the world model cannot be judged on it")
 
 
 def _position_counts(reader: SessionReader) -> tuple[Float[Tensor, " K"], Float[Tensor, " K"]]:
@@ -146,28 +159,29 @@ def compare_sessions(
     """Mean length and reward of real and generated sessions, both under the logging policy.
 
     Sessions with a censored end are left out, on both sides: their full length is unknown. Both sides must be cut after
-    the same number of requests. Empty where no session is known to have ended.
+    the same number of requests. Rewards are compared on sessions in which all of them are known. What cannot be
+    compared, as there are fewer than two sessions or nothing real to relate a gap to, is left out.
     """
     quantities: dict[str, Callable[[SessionBatch], Tensor]] = {
-        "requests of a session": lambda batch: batch.lengths.double()
+        LENGTH: lambda batch: batch.lengths.double()[_ended(batch)]
     }
     if with_reward:
-        quantities["reward of a session"] = lambda batch: batch.rewards.double().sum((1, 2))
+        quantities[REWARD] = lambda batch: batch.rewards.double().sum((1, 2))[_ended(batch) & batch.rewarded]
     compared = []
     for quantity, measure in quantities.items():
-        true = torch.cat([measure(batch)[_ended(batch)] for batch in real]).numpy()
-        made = measure(generated)[_ended(generated)].numpy()
-        if len(true) == 0 or len(made) == 0:
+        true = torch.cat([measure(batch) for batch in real]).numpy()
+        made = measure(generated).numpy()
+        if min(len(true), len(made)) < 2 or true.mean() == 0:
             continue
         mean = float(true.mean())
-        spread = np.hypot(true.std() / np.sqrt(len(true)), made.std() / np.sqrt(len(made)))
+        spread = np.hypot(true.std(ddof=1) / np.sqrt(len(true)), made.std(ddof=1) / np.sqrt(len(made)))
         compared.append(
             GeneratedAgainstReal(
                 quantity=quantity,
                 real=mean,
                 generated=float(made.mean()),
-                gap=(float(made.mean()) - mean) / mean if mean else 0.0,
-                standard_error=float(spread / mean) if mean else 0.0,
+                gap=(float(made.mean()) - mean) / mean,
+                standard_error=float(spread / mean),
             )
         )
     return tuple(compared)
@@ -183,6 +197,7 @@ def judge_trust(
     baseline: tuple[str, float],
     calibrations: tuple[Calibration, ...],
     sessions: tuple[GeneratedAgainstReal, ...],
+    with_reward: bool,
     discriminator_accuracy: float | None,
     config: TrustConfig,
 ) -> WorldModelTrust:
@@ -211,8 +226,12 @@ def judge_trust(
             for part in sessions
         ),
     ]
-    if not sessions:
-        checks.append((False, "No session is known to have ended, so generated sessions have nothing to compare with."))
+    compared = {part.quantity for part in sessions}
+    checks += [
+        (False, f"Generated sessions cannot be compared in {quantity}: too few real ones are known to have ended.")
+        for quantity in (LENGTH, *([REWARD] if with_reward else []))
+        if quantity not in compared
+    ]
     return WorldModelTrust(
         click_nats=click_nats,
         baseline_nats=nats,

@@ -196,7 +196,7 @@ def _soundness(role: str, estimate: PolicyValue, assumption: RatioAssumption, co
     yield _reason(
         f"feedback of the {role}",
         f"The reward of {estimate.unknown_share:.2%} of the log's requests is unknown and they were left out; at most "
-        f"{config.max_unknown_share:.0%} may be.",
+        f"{config.max_unknown_share:.2%} may be.",
         passed=estimate.unknown_share <= config.max_unknown_share,
     )
     floor = ess_floor(estimate.n_requests, config.ess_floor_requests, config.ess_floor_share)

@@ -69,6 +69,11 @@ class SessionBatch(TensorRecord):
         return Requests(self.candidates.flatten(0, 1), self.context.flatten(0, 1), self.events.flatten(0, 1))
 
     @property
+    def rewarded(self) -> Bool[Tensor, " B"]:
+        """Whether all rewards of each session are known."""
+        return (self.reward_known | ~self.mask).all(1)
+
+    @property
     def lengths(self) -> Int[Tensor, " B"]:
         """Requests of each session."""
         return self.mask.sum(1)
@@ -159,7 +164,10 @@ class SessionReader:
         return table
 
     def sample(self, n_sessions: int, generator: torch.Generator) -> SessionTable:
-        """So many whole sessions drawn at random from all parts; every session where the log holds no more."""
+        """So many whole sessions drawn at random from all parts; every session where the log holds no more.
+
+        All session ids of the log are read; of the rows only those that are drawn.
+        """
         rows = self.log.scan()
         ids = rows.select(pl.col("session_id").unique().sort()).collect().to_series()
         if len(ids) <= n_sessions and len(self.log.part_paths) == 1:
@@ -205,16 +213,20 @@ def read_sessions(
     purchases, purchase_known = _responses(frame["purchased"], n_positions)
     exposed, exposed_known = _responses(frame["exposed"], n_positions)
     unseen = shown & exposed_known & (exposed == 0)
-    # Clicked though out of view: neither is believed.
-    contradicted = unseen & click_known & (clicks > 0)
+    # Clicked or bought though out of view: nothing of it is believed.
+    contradicted = unseen & ((click_known & (clicks > 0)) | (purchase_known & (purchases > 0)))
     click_known = shown & (click_known | unseen) & ~contradicted
+    if manifest.responses == "choice":
+        # That nothing was chosen is known only where no position is unknown.
+        decided = (click_known & (clicks > 0)).any(1) | (click_known | ~shown).all(1)
+        click_known = click_known & decided[:, None]
     clicks = clicks * click_known
     purchase_known = shown & ~unseen & purchase_known
     known = {"clicked": click_known, "purchased": purchase_known | (click_known & (clicks == 0))}
     reward_known = np.ones(n_requests, dtype=bool)
     for name in manifest.reward.weights:
         if name not in known:
-            known[name] = unseen | _responses(frame[f"signals.{name}"], n_positions)[1]
+            known[name] = (unseen & ~contradicted) | _responses(frame[f"signals.{name}"], n_positions)[1]
         reward_known &= (known[name] | ~shown).all(1)
     rewards, _ = _responses(frame.select(reward_per_position(manifest)).to_series(), n_positions)
     candidates_width = int(frame["candidates"].list.len().max() or 0)  # type: ignore[arg-type]
@@ -245,7 +257,7 @@ def read_sessions(
         purchases=column(purchases * purchase_known),
         observed=column(click_known),
         purchase_observed=column(purchase_known),
-        rewards=column(rewards.astype(np.float32)),
+        rewards=column(rewards.astype(np.float32) * ~(unseen & ~contradicted)),
         reward_known=column(reward_known),
         left=column(left),
         leave_observed=column(~last | left),

@@ -45,9 +45,9 @@ class FeatureCode(BaseModel):
             mean = float(np.asarray(finite.mean() or 0.0))
             return cls(feature=feature, mean=mean, scale=float(np.asarray(spread)) if spread else 1.0)
         if not 0 < len(feature.values) <= MAX_CATEGORIES:
-            counts = values.drop_nulls().value_counts(name="n")
-            frequent = counts.sort("n", counts.columns[0], descending=[True, False]).head(MAX_CATEGORIES)
-            feature = feature.model_copy(update={"values": tuple(sorted(frequent.to_series(0)))})
+            counts = values.alias("value").drop_nulls().value_counts(name="n")
+            frequent = counts.sort("n", "value", descending=[True, False]).head(MAX_CATEGORIES)
+            feature = feature.model_copy(update={"values": tuple(sorted(frequent["value"]))})
         return cls(feature=feature)
 
     def encode(self, values: pl.Series) -> Float[np.ndarray, "M width"]:

@@ -204,7 +204,8 @@ class SessionEncoder(nn.Module):
     def own_followers(self, batch: SessionBatch, state: SessionState) -> Int[Tensor, "M L"]:
         """Items that each request's own session turns to after its last item, now or at any other time; 0 is padding.
 
-        They are among what co-visitation counted, if the session is one of those that it counted.
+        They are among what co-visitation counted, if the session is one of those that it counted; of a request's events
+        the batch knows the latest alone.
         """
         touched = torch.cat([batch.events, self._clicked(batch.slates, batch.clicks)], dim=2)
         packed, count = _packed(touched.flatten(1))

@@ -75,7 +75,6 @@ def _slate_ratios(manifest: Manifest) -> list[Ratio]:
     ratios = [
         Ratio("mean_slate_length", pl.col("slate").list.len().sum(), pl.col("slate").count()),
         Ratio("mean_candidates", n_candidates.sum(), n_candidates.count()),
-        Ratio("null_share.candidates", n_candidates.is_null().sum(), pl.len()),
         Ratio("click_rate", *_rate("clicked")),
         Ratio("share_of_requests_clicked", clicked.list.any().sum(), clicked.count()),
         Ratio("mean_reward", reward.sum(), reward.count()),

@@ -2,9 +2,9 @@
 
 What users bring along (candidates, context, organic events) is replayed from logged sessions; what they answer is
 sampled. Beyond the end of the replayed session candidates and events are those of another session's request; the
-context stays. Where a log has no slates the
-model draws the next item from the catalogue: it is a click where the slate holds it, an organic event in either
-case, and a retrieval stage (followers of the last item, then popular items) yields the candidates.
+context stays. Where a log has no slates the model draws the next item from the catalogue: it is a click where the
+slate holds it, an organic event in either case, and a retrieval stage (followers of the last item, then popular items)
+yields the candidates.
 """
 
 from dataclasses import dataclass, replace

@@ -61,3 +61,19 @@ def test_a_strong_pull_keeps_the_policy_at_the_logging_policy():
     free = trained(mdp, SMALL.model_copy(update={"iterations": 15}))
     held = trained(mdp, SMALL.model_copy(update={"iterations": 15, "pull": 50.0}))
     assert held.learned.weight.abs().max() < 0.5 * free.learned.weight.abs().max()
+
+
+def test_steps_of_a_cosine_shrink_and_constant_ones_do_not():
+    mdp = IRecGanMdp(n_states=N_STATES, n_items=N_ITEMS, slate_size=SLATE, seed=1)
+
+    def last_move(schedule: str) -> float:
+        weights = []
+        policy = TabularSlatePolicy(N_STATES, N_ITEMS + 2, SLATE, bound=6.0)
+        config = SMALL.model_copy(update={"schedule": schedule})
+        users = torch.zeros(1, dtype=torch.long)
+        train_reinforce(
+            policy, mdp, users, None, config, 0, lambda message, share: weights.append(policy.learned.weight.clone())
+        )
+        return float((weights[-1] - weights[-2]).abs().max())
+
+    assert last_move("cosine") < 0.05 * last_move("constant")

@@ -5,8 +5,12 @@ from components.evaluation.world_model_trust import (
     GeneratedAgainstReal,
     TrustConfig,
     calibration,
+    compare_sessions,
     judge_trust,
 )
+from components.interactions.batching import SessionReader
+from components.interactions.log_folder import Log
+from components.interactions.vocabulary import Vocabulary
 
 SAME = GeneratedAgainstReal(quantity="requests of a session", real=4.0, generated=4.0, gap=0.0, standard_error=0.01)
 
@@ -42,6 +46,7 @@ def test_trust_names_every_check_that_fails() -> None:
         baseline=("click rate of each position", 0.4),
         calibrations=(good, bad),
         sessions=(SAME,),
+        with_reward=False,
         discriminator_accuracy=0.5,
         config=TrustConfig(),
     )
@@ -58,6 +63,7 @@ def test_a_world_model_that_is_no_better_than_a_constant_is_not_trusted() -> Non
             baseline=("popularity", 0.4),
             calibrations=(),
             sessions=(SAME,),
+            with_reward=False,
             discriminator_accuracy=None,
             config=TrustConfig(),
         )
@@ -67,27 +73,35 @@ def test_a_world_model_that_is_no_better_than_a_constant_is_not_trusted() -> Non
 @pytest.mark.parametrize(("gap", "error", "passed"), [(0.1, 0.001, True), (0.1, 0.05, False), (0.2, 0.001, False)])
 def test_a_gap_must_lie_within_the_limit_and_be_known_to(gap: float, error: float, passed: bool) -> None:
     compared = GeneratedAgainstReal(
-        quantity="reward of a session", real=1.0, generated=1.0 + gap, gap=gap, standard_error=error
+        quantity="requests of a session", real=1.0, generated=1.0 + gap, gap=gap, standard_error=error
     )
     trust = judge_trust(
         click_nats=0.3,
         baseline=("popularity", 0.4),
         calibrations=(),
         sessions=(compared,),
+        with_reward=False,
         discriminator_accuracy=None,
         config=TrustConfig(),
     )
     assert trust.passed is passed
 
 
-def test_without_a_session_that_ended_there_is_no_trust() -> None:
+def test_a_single_session_is_nothing_to_compare_with_and_no_reason_to_trust(storefront_log: Log) -> None:
+    sessions = next(SessionReader(storefront_log, Vocabulary.fit(storefront_log)).batches(400))
+    one = sessions.select(torch.nonzero(sessions.left.any(1))[:1, 0])
+    assert compare_sessions([one], sessions, with_reward=True) == ()
+    assert [part.gap for part in compare_sessions([sessions], sessions, with_reward=True)] == [0.0, 0.0]
+
     trust = judge_trust(
         click_nats=0.3,
         baseline=("popularity", 0.4),
         calibrations=(),
         sessions=(),
+        with_reward=False,
         discriminator_accuracy=None,
         config=TrustConfig(),
     )
+
     assert not trust.passed
-    assert any("No session is known to have ended" in reason for reason in trust.reasons)
+    assert "Failed: Generated sessions cannot be compared in requests of a session" in trust.reasons[-1]

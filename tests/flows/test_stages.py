@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from components.agents.reinforce import ReinforceConfig
 from components.errors import InputError
-from components.interactions.contract import Reward
+from components.interactions.contract import Evidence, Manifest, RatioAssumption, Reward
 from components.interactions.log_folder import Log, write_log
 from flows import stages
 from flows.config import LoopConfig
@@ -23,3 +24,25 @@ def test_a_reward_that_no_world_model_can_earn_is_named(storefront_log: Log, tmp
         stages.fit_user_model.compute(
             LoopConfig(), split=tmp_path / "split", out=tmp_path, progress=lambda message, share: None
         )
+
+
+@pytest.mark.parametrize(
+    ("changes", "credit"),
+    [
+        ({}, "positions"),
+        ({"ratio_assumption": RatioAssumption.FULL_SLATE}, "slate"),
+        ({"responses": "choice"}, "slate"),
+    ],
+)
+def test_positions_have_credit_of_their_own_where_nothing_below_them_matters(
+    storefront_log: Log, changes: dict[str, object], credit: str
+) -> None:
+    manifest = storefront_log.manifest.model_copy(update=changes)
+    assert stages.reinforce_on(manifest, ReinforceConfig()).credit == credit
+    assert stages.reinforce_on(manifest, ReinforceConfig(credit="clicks")).credit == "clicks"
+
+
+def test_where_nothing_was_shown_nothing_pulls(storefront_log: Log) -> None:
+    clicks: Manifest = storefront_log.manifest.model_copy(update={"evidence": Evidence.CLICKS})
+    assert stages.reinforce_on(clicks, ReinforceConfig()).pull == 0.0
+    assert stages.reinforce_on(storefront_log.manifest, ReinforceConfig()) == ReinforceConfig()

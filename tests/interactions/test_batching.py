@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from components.interactions.batching import MAX_EVENTS, SessionReader, SessionTable, read_sessions
-from components.interactions.contract import Manifest
+from components.interactions.contract import Manifest, Reward
 from components.interactions.log_folder import Log, open_log, write_log
 from components.interactions.vocabulary import Vocabulary
 
@@ -90,6 +90,42 @@ def test_what_was_out_of_view_was_not_clicked(
 
     assert rows.clicks[0, 0].tolist() == [1.0, 0.0, 0.0]
     assert rows.observed[0, 0].tolist() == [True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("clicked", "exposed", "purchased", "observed", "known"),
+    [
+        ([None, None], [True, False], None, [False, False], False),
+        ([True, None], [True, False], None, [True, True], True),
+        ([False, None], [True, False], None, [True, True], True),
+        ([None, None], [False, False], [True, False], [False, False], False),
+    ],
+)
+def test_that_nothing_was_chosen_is_known_only_where_no_position_is_unknown(
+    corner_rows: pl.DataFrame,
+    corner_manifest: Manifest,
+    corner_log: Log,
+    clicked: list[bool | None],
+    exposed: list[bool],
+    purchased: list[bool] | None,
+    observed: list[bool],
+    known: bool,
+) -> None:
+    flags = pl.List(pl.Boolean)
+    row = corner_rows.filter(pl.col("request_id") == "s1-1").with_columns(
+        clicked=pl.lit(clicked, dtype=flags),
+        exposed=pl.lit(exposed, dtype=flags),
+        purchased=pl.lit(purchased, dtype=flags),
+    )
+    choice = corner_manifest.model_copy(
+        update={"responses": "choice", "reward": Reward(weights={"clicked": 1.0, "purchased": 3.0})}
+    )
+
+    rows = read_sessions(row, choice, Vocabulary.fit(corner_log), corner_log.candidate_table()).rows
+
+    assert rows.observed[0, 0, :2].tolist() == observed
+    # A purchase that is unknown at a clicked position leaves the reward unknown.
+    assert bool(rows.reward_known[0, 0]) == (known and clicked[0] is not True)
 
 
 def test_a_reward_is_known_where_all_that_it_weighs_is(table: SessionTable) -> None:
