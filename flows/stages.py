@@ -297,7 +297,9 @@ def estimate_policies(
 
 def estimate(log: Log, reader: SessionReader, policy: NeuralSlatePolicy | RankingPolicy, name: str) -> list[Estimate]:
     """One-request NCIS, which gates, and session and literature NCIS beside it; or why none of them exists."""
-    reason = identify(log.manifest.evidence, known_rewards(reader))
+    evidence = log.manifest.evidence
+    # A click log has no rewards to read: its evidence alone says that nothing is identified.
+    reason = identify(evidence, np.zeros(0) if evidence is EvidenceLevel.CLICKS else known_rewards(reader))
     if reason is not None:
         return [NotIdentified(policy=name, estimand=Estimand.ONE_REQUEST, reason=reason)]
     judged, ratio = logged_requests(reader, policy), RatioAssumption.FULL_SLATE

@@ -64,11 +64,10 @@ def logged_requests(reader: SessionReader, target: SlatePolicy) -> JudgedRequest
     for batch in reader.batches(BATCH_SESSIONS):
         mask = batch.mask
         rows, step = torch.nonzero(mask, as_tuple=True)
-        whole = (batch.reward_known | ~mask).all(1)
         for name, values in {
             "rewards": batch.rewards.double().sum(2)[mask],
             "known": batch.reward_known[mask],
-            "whole": whole[rows],
+            "whole": batch.rewarded[rows],
             "behavior_log_probs": batch.log_probs[mask],
             "user": batch.users[rows],
             "session": rows + n_sessions,
