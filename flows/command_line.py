@@ -172,10 +172,12 @@ def evaluate_policy(
     as_json: AsJson = False,
 ) -> None:
     """Off-policy estimates of a packaged policy on a log."""
+    from components.evaluation.logged_policy import logged_requests
+    from components.evaluation.policy_value import Estimand, Estimate, NotIdentified
     from components.interactions.batching import SessionReader
     from components.interactions.log_folder import open_log
     from components.policies.policy_folder import load_policy
-    from flows.stages import estimate
+    from flows.stages import estimate, not_identified
 
     opened = open_log(log)
     if Path(policy).is_dir():
@@ -185,7 +187,12 @@ def evaluate_policy(
 
         stored = load_model(policy)
     reader = SessionReader(opened, stored.description.vocabulary)
-    estimates = estimate(opened, reader, stored.policy, stored.description.name)
+    name = stored.description.name
+    estimates: list[Estimate]
+    if reason := not_identified(opened, reader):
+        estimates = [NotIdentified(policy=name, estimand=Estimand.ONE_REQUEST, reason=reason)]
+    else:
+        estimates = [*estimate(opened, logged_requests(reader, stored.policy), name)]
     if as_json:
         print(json.dumps([part.model_dump(mode="json") for part in estimates], indent=2))
     else:

@@ -13,6 +13,7 @@ from xml.etree import ElementTree
 
 from markupsafe import Markup
 
+from components.evaluation.cap_sensitivity import CapSensitivity
 from components.evaluation.policy_value import Estimand, PolicyValue
 from components.evaluation.weights import ess_floor
 from components.evaluation.world_model_trust import Calibration
@@ -135,6 +136,44 @@ def _forest_caption(estimates: Sequence[PolicyValue]) -> str:
         f"Estimated reward per {_unit(first.estimand)}: {'; '.join(parts)}. The dashed line is what the policy that "
         f"wrote the log earned, {number(first.behavior_value)}; {', '.join(marks)}."
     )
+
+
+def cap_sensitivity(curve: CapSensitivity) -> Figure:
+    """The gating estimate along the grid of caps; the cap of the literature and the gate's are marked."""
+    caps = [point.cap for point in curve.points]
+    with _canvas(_WIDTH * 0.75, 2.7) as canvas:
+        (axes,) = _panels(canvas, 1, 1)
+        lower, upper = ([getattr(point, end) for point in curve.points] for end in ("lower", "upper"))
+        if None not in lower:
+            axes.fill_between(caps, lower, upper, color=_FAINT, alpha=0.55, linewidth=0)
+        axes.plot(caps, [point.value for point in curve.points], "o-", color=_ACCENT, markersize=4, linewidth=1.2)
+        axes.set_xscale("log")
+        axes.set(xlabel="cap on a request's weight", ylabel="reward per request")
+        for cap, name in ((curve.usual_cap, "usual cap"), (curve.gating_cap, "gate's cap")):
+            axes.axvline(cap, color=_QUIET, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+            axes.annotate(
+                f"{name} {number(cap, 3)}",
+                (cap, 1.0),
+                xycoords=("data", "axes fraction"),
+                xytext=(3, 2),
+                textcoords="offset points",
+                color=_QUIET,
+                fontsize=8.5,
+            )
+        marked = {
+            name: next(point for point in curve.points if point.cap == cap)
+            for name, cap in (("usual cap", curve.usual_cap), ("gate's cap", curve.gating_cap))
+        }
+        texts = [
+            f"{number(point.value)} at the {name} {number(point.cap, 3)} ({share(point.cap_share)} of requests cut)"
+            for name, point in marked.items()
+        ]
+        return _finish(
+            canvas,
+            "caps",
+            f"One-request NCIS of {curve.policy} under different caps: {'; '.join(texts)}. A value that moves with the "
+            "cap rests on few requests; the band is the interval under each cap.",
+        )
 
 
 def calibrations(parts: Sequence[Calibration]) -> Figure:

@@ -42,11 +42,15 @@ class _Panel:
     title: str
     meaning: str
     values: tuple[PolicyValue, ...]
+    detailed: tuple[PolicyValue, ...]
+    """Those whose numbers are all printed."""
     figure: figures.Figure | None
     not_identified: dict[str, list[str]]
     """Reason -> the policies that it is about."""
 
 
+#: Estimators whose numbers are all printed; of the others, which are there to be compared, the figure says enough.
+_DETAILED = ("one-request NCIS", "DR", "session NCIS", "literature NCIS")
 _MEANINGS = {
     Estimand.ONE_REQUEST: (
         "Reward of one request",
@@ -116,6 +120,7 @@ def _render(evidence: Evidence, decision: Decision, lineage: Lineage) -> str:
         ratio=None if level is EvidenceLevel.CLICKS else _RATIOS[RatioAssumption(evidence.ratio_assumption)],
         expectations=sorted(evidence.data.expectations, key=lambda result: result.success),
         panels=_panels(evidence, lineage),
+        caps=figures.cap_sensitivity(evidence.cap_sensitivity) if evidence.cap_sensitivity else None,
         calibration=figures.calibrations(evidence.trust.calibrations) if evidence.trust.calibrations else None,
         curves=figures.learning_curves(evidence.curves) if evidence.curves else None,
         ab=figures.ab_difference(evidence.ab) if evidence.ab else None,
@@ -168,6 +173,7 @@ def _panels(evidence: Evidence, lineage: Lineage) -> list[_Panel]:
                     title=title,
                     meaning=meaning,
                     values=values,
+                    detailed=tuple(part for part in values if part.estimator in _DETAILED),
                     figure=figures.forest(values, challenger=evidence.gating.policy, gate=gate) if values else None,
                     not_identified=reasons,
                 )

@@ -154,6 +154,7 @@ def _evidence(run: Run, manifest: Manifest, stages: dict[str, Path]) -> Evidence
         releases={POLICY: Release.model_validate_json((stages["policy"] / "release.json").read_bytes())},
         gating=estimates.gating,
         estimates=estimates.estimates,
+        cap_sensitivity=estimates.cap_sensitivity,
         ranking=estimates.ranking,
         ab=AbResult.model_validate_json((stages["ab-test"] / "ab.json").read_bytes()),
         seconds={

@@ -5,6 +5,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from components.evaluation.cap_sensitivity import CapSensitivity
 from components.evaluation.policy_value import Estimate
 from components.evaluation.world_model_trust import WorldModelTrust
 from components.experiment.ab import AbResult
@@ -76,6 +77,9 @@ class Evidence(BaseModel):
     gating: Estimate = Field(description="One-request NCIS of the challenger: the estimate that gates.")
     estimates: tuple[Estimate, ...] = Field(
         description="All off-policy estimates: gating ones, session and literature NCIS."
+    )
+    cap_sensitivity: CapSensitivity | None = Field(
+        default=None, description="The challenger's estimate along a grid of caps."
     )
     ranking: tuple[RankingQuality, ...] = ()
     ab: AbResult | None

@@ -23,15 +23,25 @@ from components.environments import storefront
 from components.environments.interface import Environment
 from components.environments.rollout import LEARNED_FEEDBACK, rollout
 from components.errors import InputError
+from components.evaluation.cap_sensitivity import CapSensitivity, cap_sensitivity
+from components.evaluation.direct_method import SampledSlates, sample_slates
+from components.evaluation.doubly_robust import doubly_robust
+from components.evaluation.importance_sampling import (
+    importance_sampling,
+    per_decision_importance_sampling,
+    session_importance_sampling,
+)
 from components.evaluation.literature_ncis import literature_ncis
 from components.evaluation.logged_policy import (
+    JudgedRequests,
     choose_strength,
     known_rewards,
     logged_requests,
     ranking_quality,
 )
-from components.evaluation.ncis import one_request_ncis
-from components.evaluation.policy_value import Estimand, Estimate, NotIdentified, identify
+from components.evaluation.ncis import fixed_cap_ncis, one_request_ncis
+from components.evaluation.point_ncis import point_ncis
+from components.evaluation.policy_value import About, Estimand, Estimate, NotIdentified, PolicyValue, identify
 from components.evaluation.session_ncis import session_ncis
 from components.evaluation.weights import ess_floor
 from components.evaluation.world_model_trust import (
@@ -70,6 +80,8 @@ from flows.run_record import Curve, RankingQuality, Release
 from flows.stage_store import stage
 
 POLICY, BASELINE = "reinforce", "cem"
+#: The estimators that the gate reads.
+GATING, CROSS_CHECK = "one-request NCIS", "DR"
 CURVES = "curves.json"
 #: Training sessions on which request features are standardised.
 STANDARDIZING_SESSIONS = 4_096
@@ -267,46 +279,94 @@ class Estimates(BaseModel):
     """What the estimation stage leaves in `estimates.json`."""
 
     gating: Estimate
+    cross_check: Estimate
     estimates: tuple[Estimate, ...]
     ranking: tuple[RankingQuality, ...]
+    cap_sensitivity: CapSensitivity | None
 
 
 @stage("estimates", "candidates", "slate_size")
 def estimate_policies(
-    config: LoopConfig, split: Path, world: Path, policy: Path, baseline: Path, out: Path, progress: Progress
+    config: LoopConfig,
+    split: Path,
+    behavior: Path,
+    world: Path,
+    policy: Path,
+    baseline: Path,
+    out: Path,
+    progress: Progress,
 ) -> None:
     """Off-policy estimates of every policy on the held-out test log, or the reason why there can be none."""
     log = open_log(split / TEST)
     estimates: list[Estimate] = []
     ranking: list[RankingQuality] = []
+    users, logging_policy = load_user_model(world).user_model, load_policy(behavior).policy
+    caps = None
     for number, folder in enumerate((policy, baseline)):
         stored = load_policy(folder)
         name = stored.description.name
         progress(f"estimating {name}", number / 2)
         reader = SessionReader(log, stored.description.vocabulary)
-        estimates.extend(estimate(log, reader, stored.policy, name))
+        if (reason := not_identified(log, reader)) is None:
+            judged = logged_requests(reader, stored.policy)
+            generator = torch.Generator().manual_seed(config.seed)
+            slates = sample_slates(reader, stored.policy, users, log.manifest.reward, generator, logging_policy)
+            estimates.extend(estimate(log, judged, name, slates))
+            if folder == policy:
+                caps = cap_sensitivity(judged.requests, policy=name, ratio=RatioAssumption.FULL_SLATE)
+        else:
+            estimates.append(NotIdentified(policy=name, estimand=Estimand.ONE_REQUEST, reason=reason))
         if log.manifest.responses == "choice":
             environment = _world_model(config, load_user_model(world), reader)
             ranking.append(
                 RankingQuality(policy=name, **asdict(ranking_quality(stored.policy, reader, environment, config.seed)))
             )
-    gating = next(part for part in estimates if part.policy == POLICY and part.estimand is Estimand.ONE_REQUEST)
-    record = Estimates(gating=gating, estimates=tuple(estimates), ranking=tuple(ranking))
+    gating, cross_check = (
+        next(
+            part
+            for part in estimates
+            if part.policy == POLICY and (isinstance(part, NotIdentified) or part.estimator == estimator)
+        )
+        for estimator in (GATING, CROSS_CHECK)
+    )
+    record = Estimates(
+        gating=gating,
+        cross_check=cross_check,
+        estimates=tuple(estimates),
+        ranking=tuple(ranking),
+        cap_sensitivity=caps,
+    )
     (out / "estimates.json").write_text(record.model_dump_json(indent=2))
 
 
-def estimate(log: Log, reader: SessionReader, policy: NeuralSlatePolicy | RankingPolicy, name: str) -> list[Estimate]:
-    """One-request NCIS, which gates, and session and literature NCIS beside it; or why none of them exists."""
+def not_identified(log: Log, reader: SessionReader) -> str | None:
+    """Why the log cannot tell what a policy is worth; None where it can."""
     evidence = log.manifest.evidence
     # A click log has no rewards to read: its evidence alone says that nothing is identified.
-    reason = identify(evidence, np.zeros(0) if evidence is EvidenceLevel.CLICKS else known_rewards(reader))
-    if reason is not None:
-        return [NotIdentified(policy=name, estimand=Estimand.ONE_REQUEST, reason=reason)]
-    judged, ratio = logged_requests(reader, policy), RatioAssumption.FULL_SLATE
-    estimates = [one_request_ncis(judged.requests, policy=name, ratio=ratio)]
+    return identify(evidence, np.zeros(0) if evidence is EvidenceLevel.CLICKS else known_rewards(reader))
+
+
+def estimate(log: Log, judged: JudgedRequests, name: str, slates: SampledSlates | None = None) -> list[PolicyValue]:
+    """The estimates that gate, NCIS and (where a world model's view of the slates is given) DR; then all others."""
+    about = About(policy=name, ratio=RatioAssumption.FULL_SLATE)
+    requests = judged.requests
+    estimates = [one_request_ncis(requests, **about)]
+    if slates is not None:
+        known = slates.take(judged.known)
+        estimates.append(doubly_robust(requests, known.model, **about))
+        if known.log_ratios is not None:
+            estimates.append(point_ncis(requests, known.log_ratios, **about))
+    estimates += [importance_sampling(requests, **about), fixed_cap_ncis(requests, **about)]
     if judged.in_whole_session.any():
-        whole = judged.whole_sessions
-        estimates += [estimator(whole, policy=name, ratio=ratio) for estimator in (session_ncis, literature_ncis)]
+        estimates += [
+            estimator(judged.whole_sessions, **about)
+            for estimator in (
+                session_ncis,
+                per_decision_importance_sampling,
+                session_importance_sampling,
+                literature_ncis,
+            )
+        ]
     return [
         part.model_copy(update={"unknown_share": 1.0 - part.n_requests / log.manifest.n_requests}) for part in estimates
     ]
@@ -396,6 +456,7 @@ def judge_evidence(
         data_text=f"{data.n_requests:,} requests were checked and {data.n_quarantined:,} put aside.",
         trust=TrustSummary(passed=trust.passed, reasons=trust.reasons),
         offline=judged.gating,
+        cross_check=judged.cross_check,
         ab=AbResult.model_validate_json((ab / "ab.json").read_bytes()),
     )
     (out / "decision.json").write_text(decide(evidence, config.gate).model_dump_json(indent=2))

@@ -7,22 +7,17 @@ ones it only says on which requests of the same session the policies agree. It e
 no interval and the gate never reads it; it is here because papers print it.
 """
 
+from typing import Unpack
+
 import numpy as np
 
 from components.evaluation.logged_requests import LoggedRequests, WholeSessions
-from components.evaluation.policy_value import Estimand, PolicyValue
+from components.evaluation.ncis import USUAL_CAP
+from components.evaluation.policy_value import About, Estimand, PolicyValue
 from components.evaluation.weights import capped_log_weights, effective_sample_size
-from components.interactions.contract import RatioAssumption
 
 
-def literature_ncis(
-    log: LoggedRequests,
-    *,
-    policy: str,
-    ratio: RatioAssumption,
-    propensities_estimated: bool = False,
-    cap: float = 10.0,
-) -> PolicyValue:
+def literature_ncis(log: LoggedRequests, *, cap: float = USUAL_CAP, **about: Unpack[About]) -> PolicyValue:
     """The number that papers print, without bounds.
 
     Raises:
@@ -38,10 +33,10 @@ def literature_ncis(
     value = float(per_session.mean())
     behavior_value = float((np.add.reduceat(requests.rewards, starts) / lengths).mean())
     return PolicyValue(
-        policy=policy,
+        policy=about["policy"],
         estimator="literature NCIS",
         estimand=Estimand.SESSION_AVERAGE,
-        ratio=ratio,
+        ratio=about["ratio"],
         value=value,
         lower=None,
         upper=None,
@@ -60,6 +55,6 @@ def literature_ncis(
         difference=value - behavior_value,
         difference_lower=None,
         difference_upper=None,
-        propensities_estimated=propensities_estimated,
+        propensities_estimated=about.get("propensities_estimated", False),
         interval="none",
     )

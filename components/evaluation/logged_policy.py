@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from components.evaluation.logged_requests import LoggedRequests
+from components.evaluation.logged_requests import LoggedRequests, Positions
 from components.evaluation.weights import effective_sample_size
-from components.interactions.batching import SessionReader
+from components.interactions.batching import SessionReader, Sessions
 from components.policies.ranking_policy import NeuralSlatePolicy
 from components.policies.slate_policy import SlatePolicy
 from components.world_model.environment import WorldModel
@@ -22,13 +22,18 @@ STRENGTHS = tuple(step / 40 for step in range(40, 0, -1))
 
 
 @torch.inference_mode()
-def slate_log_probs(policy: SlatePolicy, reader: SessionReader) -> Float[np.ndarray, " M"]:
+def slate_log_probs(policy: SlatePolicy, sessions: Sessions) -> Float[np.ndarray, " M"]:
     """log_prob of every logged slate under a policy, in the order of `logged_requests`."""
+    return _position_log_probs(policy, sessions).sum(axis=1)
+
+
+@torch.inference_mode()
+def _position_log_probs(policy: SlatePolicy, sessions: Sessions) -> Float[np.ndarray, "M K"]:
     columns = []
-    for batch in reader.batches(BATCH_SESSIONS):
+    for batch in sessions.batches(BATCH_SESSIONS):
         flat = batch.mask.flatten()
         requests, slates = batch.requests().select(flat), batch.slates.flatten(0, 1)[flat]
-        columns.append(policy.log_prob(policy.states(batch).select(flat), requests, slates).double().sum(1))
+        columns.append(policy.log_prob(policy.states(batch).select(flat), requests, slates).double())
     return torch.cat(columns).numpy()
 
 
@@ -39,6 +44,8 @@ class JudgedRequests:
     requests: LoggedRequests
     in_whole_session: Bool[np.ndarray, " M"]
     """Whether the rewards of the request's whole session are known."""
+    known: Bool[np.ndarray, " L"]
+    """Which of the log's requests these are."""
 
     @property
     def whole_sessions(self) -> LoggedRequests:
@@ -46,26 +53,28 @@ class JudgedRequests:
         return self.requests.take(self.in_whole_session)
 
 
-def known_rewards(reader: SessionReader) -> Float[np.ndarray, " M"]:
+def known_rewards(sessions: Sessions) -> Float[np.ndarray, " M"]:
     """The rewards that are known, one a request."""
-    batches = reader.batches(BATCH_SESSIONS)
+    batches = sessions.batches(BATCH_SESSIONS)
     return torch.cat([batch.rewards.double().sum(2)[batch.mask & batch.reward_known] for batch in batches]).numpy()
 
 
-def logged_requests(reader: SessionReader, target: SlatePolicy) -> JudgedRequests:
+def logged_requests(sessions: Sessions, target: SlatePolicy, behavior: SlatePolicy | None = None) -> JudgedRequests:
     """The requests of a log with both policies' log_probs.
 
     Args:
-        reader: the log; at least one of its rewards is known.
+        sessions: the log; at least one of its rewards is known.
         target: the policy that is judged.
+        behavior: the policy that wrote the log, where it is at hand: it alone can say what each position's log_prob
+            was, which the cascade needs.
     """
     columns: dict[str, list[Tensor]] = defaultdict(list)
     n_sessions = 0
-    for batch in reader.batches(BATCH_SESSIONS):
+    for batch in sessions.batches(BATCH_SESSIONS):
         mask = batch.mask
         rows, step = torch.nonzero(mask, as_tuple=True)
         for name, values in {
-            "rewards": batch.rewards.double().sum(2)[mask],
+            "position_rewards": batch.rewards.double()[mask],
             "known": batch.reward_known[mask],
             "whole": batch.rewarded[rows],
             "behavior_log_probs": batch.log_probs[mask],
@@ -77,8 +86,14 @@ def logged_requests(reader: SessionReader, target: SlatePolicy) -> JudgedRequest
         n_sessions += len(batch.users)
     arrays = {name: torch.cat(parts).numpy() for name, parts in columns.items()}
     known, in_whole_session = arrays.pop("known"), arrays.pop("whole")
-    requests = LoggedRequests(target_log_probs=slate_log_probs(target, reader), **arrays)
-    return JudgedRequests(requests.take(known), in_whole_session[known])
+    rewards, log_probs = arrays.pop("position_rewards"), _position_log_probs(target, sessions)
+    positions = None
+    if behavior is not None:
+        positions = Positions(rewards, _position_log_probs(behavior, sessions), log_probs)
+    requests = LoggedRequests(
+        rewards=rewards.sum(axis=1), target_log_probs=log_probs.sum(axis=1), positions=positions, **arrays
+    )
+    return JudgedRequests(requests.take(known), in_whole_session[known], known)
 
 
 @dataclass(frozen=True)

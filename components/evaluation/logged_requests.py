@@ -1,11 +1,28 @@
 """What an off-policy estimate is made from: flat arrays over the requests of a log."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from components.errors import InputError
+from components.interactions.contract import RatioAssumption
+
+
+@dataclass(frozen=True)
+class Positions:
+    """The same by position: K of each of M requests, 0 where nothing was shown."""
+
+    rewards: Float[np.ndarray, "M K"]
+    behavior_log_probs: Float[np.ndarray, "M K"]
+    """Given the positions above."""
+    target_log_probs: Float[np.ndarray, "M K"]
+    """Given the positions above."""
+
+    def take(self, rows: Int[np.ndarray, " R"] | Bool[np.ndarray, " M"]) -> "Positions":
+        """Those of some requests."""
+        return Positions(self.rewards[rows], self.behavior_log_probs[rows], self.target_log_probs[rows])
 
 
 @dataclass(frozen=True)
@@ -13,7 +30,8 @@ class LoggedRequests:
     """M logged requests, in any order, with the log_probs of what was shown under both policies.
 
     Raises:
-        InputError: an array is empty, of another length or shape than `rewards`, or holds NaN or infinity.
+        InputError: an array is empty, of another length or shape than `rewards`, or holds NaN or infinity; or the
+            positions do not add up to the requests.
     """
 
     rewards: Float[np.ndarray, " M"]
@@ -27,13 +45,15 @@ class LoggedRequests:
     """Codes of the sessions."""
     step: Int[np.ndarray, " M"]
     """Position of the request in its session, from 0."""
+    positions: Positions | None = None
+    """Rewards and log_probs of each position, where they are known: what the cascade needs."""
 
     def __post_init__(self) -> None:
         """Refuse arrays that do not fit each other, before a broadcast hides it."""
         shape = self.rewards.shape
         if len(shape) != 1 or shape[0] == 0:
             raise InputError(f"rewards: has shape {shape}; expected one number for each of at least one request")
-        for field in fields(self):
+        for field in fields(self)[:-1]:
             values = getattr(self, field.name)
             if values.shape != shape:
                 raise InputError(f"{field.name}: has shape {values.shape}; expected {shape}, as rewards have")
@@ -43,15 +63,35 @@ class LoggedRequests:
                     f"{field.name}: {bad} of {shape[0]} values are not finite, first {values[row]} at row {row}; "
                     "expected finite numbers"
                 )
+        if self.positions is not None:
+            for field in fields(self.positions):
+                total = getattr(self, field.name)
+                if not np.allclose(getattr(self.positions, field.name).sum(axis=1), total, rtol=1e-4, atol=1e-4):
+                    raise InputError(f"positions.{field.name}: do not add up to the requests' {field.name}")
 
     @property
     def log_ratios(self) -> Float[np.ndarray, " M"]:
         """log(π(slate | state) / β(slate | state)) of each request, in float64."""
         return self.target_log_probs.astype(np.float64) - self.behavior_log_probs.astype(np.float64)
 
+    def columns(self, ratio: RatioAssumption) -> Iterator[tuple[Float[np.ndarray, " M"], Float[np.ndarray, " M"]]]:
+        """Rewards with the log ratios that weight them: of the whole slate, or of each position with those above it.
+
+        Raises:
+            InputError: the ratio is `cascade` and the positions are not known.
+        """
+        if ratio is RatioAssumption.FULL_SLATE:
+            yield self.rewards, self.log_ratios
+            return
+        if self.positions is None:
+            raise InputError("ratio: 'cascade' needs the log_prob of each position; this log has those of whole slates")
+        log_ratios = self.positions.target_log_probs - self.positions.behavior_log_probs
+        yield from zip(self.positions.rewards.T, log_ratios.cumsum(axis=1).T, strict=True)
+
     def take(self, rows: Int[np.ndarray, " R"] | Bool[np.ndarray, " M"]) -> "LoggedRequests":
         """The requests at these rows, in that order."""
-        return LoggedRequests(*(getattr(self, field.name)[rows] for field in fields(self)))
+        taken = {field.name: getattr(self, field.name)[rows] for field in fields(self)[:-1]}
+        return LoggedRequests(**taken, positions=None if self.positions is None else self.positions.take(rows))
 
 
 @dataclass(frozen=True)
@@ -83,6 +123,16 @@ class WholeSessions:
             row = int(np.argmax(wrong))
             raise InputError(f"user: session {requests.session[row]} has more than one user; expected one per session")
         return cls(requests, starts, lengths)
+
+    @property
+    def ends(self) -> Int[np.ndarray, " S"]:
+        """Row of each session's last request."""
+        return self.starts + self.lengths - 1
+
+    @property
+    def rewards(self) -> Float[np.ndarray, " S"]:
+        """Summed reward of each session."""
+        return np.add.reduceat(self.requests.rewards, self.starts)
 
     @property
     def users(self) -> Int[np.ndarray, " S"]:

@@ -1,7 +1,7 @@
 """The records of off-policy evaluation: what a policy is worth, by how much it differs, or why neither can be known."""
 
 from enum import StrEnum
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NotRequired, TypedDict
 
 import numpy as np
 from jaxtyping import Float
@@ -19,6 +19,19 @@ class Estimand(StrEnum):
     """E[summed reward of a session] when the target policy answers each of its requests."""
     SESSION_AVERAGE = "session_average"
     """Mean over sessions of a weighted mean reward within each: what literature NCIS gives, and no policy's value."""
+
+
+class About(TypedDict):
+    """What an estimate is about, besides the log: the same keywords for every estimator."""
+
+    policy: str
+    """Name of the target policy."""
+    ratio: RatioAssumption
+    """Which importance ratio is used."""
+    propensities_estimated: NotRequired[bool]
+    """Whether the behavior log_probs were fitted; not where it is left out."""
+    confidence: NotRequired[float]
+    """Of the intervals; 0.95 where it is left out."""
 
 
 class PolicyValue(BaseModel):

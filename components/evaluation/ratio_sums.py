@@ -2,10 +2,11 @@
 
 Shapes: U users, T columns. Every self-normalised estimate here has the form
 
-    V = Σ_t A_t / B_t,    A_t = Σ_u A_ut = Σ w r,    B_t = Σ_u B_ut = Σ w
+    V = Σ_t A_t / B_t,    A_t = Σ_u A_ut,    B_t = Σ_u B_ut
 
-with T = 1 for the one-request estimand and one column per step for sessions. Users are independent of each other and
-their requests are not, so V varies as the mean of its influence on users (delta method, clustered by user):
+with A = Σ w r and B = Σ w where it is self-normalised and B = n where it is not; T = 1 for a request as a whole, one
+column per position for the cascade and per step for sessions. Users are independent of each other and their requests
+are not, so V varies as the mean of its influence on users (delta method, clustered by user):
 
     ψ_u = Σ_t (A_ut − (A_t / B_t) B_ut) / B_t,    Var V = U / (U − 1) Σ_u ψ_u²
 
@@ -16,6 +17,7 @@ Sums add, so a log may be read in shards and on several machines: `merge` gives 
 Weights are stored divided by exp(log_scale), since log ratios of ±700 leave float64 when they are squared.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -37,12 +39,15 @@ class RatioSums:
     users: Int[np.ndarray, " U"]
     """Codes in ascending order."""
     numerators: Float[np.ndarray, "U T"]
-    """Σ w r, divided by exp(log_scales)."""
+    """A, divided by exp(log_scales)."""
     denominators: Float[np.ndarray, "U T"]
-    """Σ w, divided by exp(log_scales). The last column holds each unit's final weight once."""
-    squared_weights: Float[np.ndarray, " U"]
-    """Σ w² of the final weights, divided by exp(2 · last log_scale)."""
+    """B, divided by exp(log_scales)."""
     log_scales: Float[np.ndarray, " T"]
+    weights: Float[np.ndarray, " U"]
+    """Σ w of the units' final weights, divided by exp(log_weight_scale): what diagnostics are made from."""
+    squared_weights: Float[np.ndarray, " U"]
+    """Σ w² of the same, divided by exp(2 · log_weight_scale)."""
+    log_weight_scale: float
     rewards: Float[np.ndarray, " U"]
     """Σ r."""
     units: Float[np.ndarray, " U"]
@@ -50,8 +55,60 @@ class RatioSums:
     n_requests: int
     n_capped: int
     """Requests whose weight was cut to the cap."""
-    max_log_weight: float
     cap: float
+
+
+@dataclass(frozen=True)
+class Column:
+    """What N units contribute to one ratio, divided by exp(log_scale)."""
+
+    numerators: Float[np.ndarray, " N"]
+    denominators: Float[np.ndarray, " N"]
+    log_scale: float = 0.0
+
+
+def sum_by_user(
+    user: Int[np.ndarray, " N"],
+    columns: Sequence[Column],
+    *,
+    log_weights: Float[np.ndarray, " N"],
+    rewards: Float[np.ndarray, " N"],
+    n_requests: int,
+    n_capped: int,
+    cap: float,
+) -> RatioSums:
+    """Sums per user over N units.
+
+    Args:
+        user: code of each unit's user.
+        columns: contributions to each ratio.
+        log_weights: final capped weight of each unit.
+        rewards: logged reward of each unit.
+        n_requests: that the units hold.
+        n_capped: requests whose weight was cut to the cap.
+        cap: of the weights.
+    """
+    users, codes = np.unique(user, return_inverse=True)
+    scale = float(log_weights.max())
+    weights = np.exp(log_weights - scale)
+
+    def total(values: Float[np.ndarray, " N"]) -> Float[np.ndarray, " U"]:
+        return np.bincount(codes, values, len(users))
+
+    return RatioSums(
+        users=users,
+        numerators=np.column_stack([total(column.numerators) for column in columns]),
+        denominators=np.column_stack([total(column.denominators) for column in columns]),
+        log_scales=np.array([column.log_scale for column in columns]),
+        weights=total(weights),
+        squared_weights=total(np.square(weights)),
+        log_weight_scale=scale,
+        rewards=total(rewards),
+        units=np.bincount(codes).astype(np.float64),
+        n_requests=n_requests,
+        n_capped=n_capped,
+        cap=cap,
+    )
 
 
 def merge(first: RatioSums, second: RatioSums) -> RatioSums:
@@ -67,26 +124,30 @@ def merge(first: RatioSums, second: RatioSums) -> RatioSums:
     first, second = _widen(first, n_columns), _widen(second, n_columns)
     log_scales = np.maximum(first.log_scales, second.log_scales)
     numerators, denominators = np.zeros((2, len(users), n_columns))
-    squared_weights, rewards, units = np.zeros((3, len(users)))
+    weights, squared_weights, rewards, units = np.zeros((4, len(users)))
+    log_weight_scale = max(first.log_weight_scale, second.log_weight_scale)
     for shard in (first, second):
         rows = np.searchsorted(users, shard.users)
         shrink = np.exp(shard.log_scales - log_scales)
         numerators[rows] += shard.numerators * shrink
         denominators[rows] += shard.denominators * shrink
-        squared_weights[rows] += shard.squared_weights * shrink[-1] ** 2
+        shrink_weights = np.exp(shard.log_weight_scale - log_weight_scale)
+        weights[rows] += shard.weights * shrink_weights
+        squared_weights[rows] += shard.squared_weights * shrink_weights**2
         rewards[rows] += shard.rewards
         units[rows] += shard.units
     return RatioSums(
         users=users,
         numerators=numerators,
         denominators=denominators,
-        squared_weights=squared_weights,
         log_scales=log_scales,
+        weights=weights,
+        squared_weights=squared_weights,
+        log_weight_scale=log_weight_scale,
         rewards=rewards,
         units=units,
         n_requests=first.n_requests + second.n_requests,
         n_capped=first.n_capped + second.n_capped,
-        max_log_weight=max(first.max_log_weight, second.max_log_weight),
         cap=first.cap,
     )
 
@@ -134,20 +195,19 @@ def _mean_per_unit(totals: Float[np.ndarray, " U"], units: Float[np.ndarray, " U
 
 def value_from_sums(
     sums: RatioSums,
-    *,
-    policy: str,
     estimator: str,
     estimand: Estimand,
+    *,
+    policy: str,
     ratio: RatioAssumption,
-    propensities_estimated: bool,
-    confidence: float,
+    propensities_estimated: bool = False,
+    confidence: float = 0.95,
 ) -> PolicyValue:
     """The estimate V with its user-clustered interval; bounds are None where the log has fewer than two users."""
     value = _target_value(sums)
     behavior = _mean_per_unit(sums.rewards, sums.units)
     difference = value.minus(behavior)
-    final_weights = sums.denominators[:, -1]
-    mean_weight = _mean_per_unit(final_weights * np.exp(sums.log_scales[-1]), sums.units)
+    mean_weight = _mean_per_unit(sums.weights * np.exp(sums.log_weight_scale), sums.units)
     lower, upper = value.bounds(confidence)
     difference_lower, difference_upper = difference.bounds(confidence)
     mean_weight_lower, mean_weight_upper = mean_weight.bounds(confidence)
@@ -160,13 +220,13 @@ def value_from_sums(
         lower=lower,
         upper=upper,
         confidence=confidence,
-        effective_sample_size=float(final_weights.sum() ** 2 / sums.squared_weights.sum()),
+        effective_sample_size=float(sums.weights.sum() ** 2 / sums.squared_weights.sum()),
         n_requests=sums.n_requests,
         n_units=int(sums.units.sum()),
         n_users=len(sums.users),
         cap=sums.cap,
         cap_share=sums.n_capped / sums.n_requests,
-        max_weight=float(np.exp(sums.max_log_weight)),
+        max_weight=float(np.exp(sums.log_weight_scale)),
         mean_weight=mean_weight.value,
         mean_weight_lower=mean_weight_lower,
         mean_weight_upper=mean_weight_upper,

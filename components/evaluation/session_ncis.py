@@ -14,45 +14,29 @@ truth in 73-92 % of small simulations where 95 % was asked for. Effective sample
 final weights.
 """
 
+from typing import Unpack
+
 import numpy as np
 
 from components.evaluation.logged_requests import LoggedRequests, WholeSessions
-from components.evaluation.policy_value import Estimand, PolicyValue
-from components.evaluation.ratio_sums import RatioSums, value_from_sums
+from components.evaluation.policy_value import About, Estimand, PolicyValue
+from components.evaluation.ratio_sums import Column, RatioSums, sum_by_user, value_from_sums
 from components.evaluation.weights import capped_log_weights, check_cap, default_cap
-from components.interactions.contract import RatioAssumption
 
 
-def session_ncis(
-    log: LoggedRequests,
-    *,
-    policy: str,
-    ratio: RatioAssumption,
-    propensities_estimated: bool = False,
-    cap: float | None = None,
-    confidence: float = 0.95,
-) -> PolicyValue:
+def session_ncis(log: LoggedRequests, *, cap: float | None = None, **about: Unpack[About]) -> PolicyValue:
     """The mean summed reward of a session under a policy.
 
     Args:
         log: held-out requests of whole sessions with both policies' log_probs.
-        policy: name of the target policy.
-        ratio: which ratio the log_probs give.
-        propensities_estimated: whether the behavior log_probs were fitted.
         cap: of the cumulative weights, at least √(number of sessions); that where none is given.
-        confidence: of the interval.
+        about: names the policy; the ratio is the whole slate's.
 
     Raises:
         InputError: the cap is too low, or a session is not whole or has more than one user.
     """
     cap = default_cap(len(np.unique(log.session))) if cap is None else cap
-    return session_value(
-        session_sums(log, cap),
-        policy=policy,
-        ratio=ratio,
-        propensities_estimated=propensities_estimated,
-        confidence=confidence,
-    )
+    return session_value(session_sums(log, cap), **about)
 
 
 def session_sums(log: LoggedRequests, cap: float) -> RatioSums:
@@ -62,60 +46,35 @@ def session_sums(log: LoggedRequests, cap: float) -> RatioSums:
         InputError: a session is not whole or has more than one user.
     """
     sessions = WholeSessions.of(log)
-    requests, lengths = sessions.requests, sessions.lengths
-    log_ratios = sessions.cumulative(requests.log_ratios)
+    log_ratios = sessions.cumulative(sessions.requests.log_ratios)
     log_weights = capped_log_weights(log_ratios, cap)
-    final_log_weights = log_weights[sessions.starts + lengths - 1]
-    users, codes = np.unique(sessions.users, return_inverse=True)
-    n_users, n_steps = len(users), int(lengths.max())
-
-    numerators, denominators = np.zeros((2, n_users, n_steps))
-    log_scales = np.zeros(n_steps)
-    for t in range(n_steps):
-        running = lengths > t
+    columns = []
+    for t in range(int(sessions.lengths.max())):
+        running = sessions.lengths > t
         rows = sessions.starts[running] + t
-        step_log_weights = final_log_weights.copy()
+        step_log_weights = log_weights[sessions.ends]
         step_log_weights[running] = log_weights[rows]
-        log_scales[t] = step_log_weights.max()
-        weights = np.exp(step_log_weights - log_scales[t])
-        numerators[:, t] = np.bincount(codes[running], weights[running] * requests.rewards[rows], n_users)
-        denominators[:, t] = np.bincount(codes, weights, n_users)
-    session_rewards = np.add.reduceat(requests.rewards, sessions.starts)
-    return RatioSums(
-        users=users,
-        numerators=numerators,
-        denominators=denominators,
-        squared_weights=np.bincount(codes, np.square(weights)),
-        log_scales=log_scales,
-        rewards=np.bincount(codes, session_rewards),
-        units=np.bincount(codes).astype(np.float64),
-        n_requests=len(requests.rewards),
+        scale = float(step_log_weights.max())
+        weights = np.exp(step_log_weights - scale)
+        weighted = np.zeros(len(weights))
+        weighted[running] = weights[running] * sessions.requests.rewards[rows]
+        columns.append(Column(weighted, weights, scale))
+    return sum_by_user(
+        sessions.users,
+        columns,
+        log_weights=log_weights[sessions.ends],
+        rewards=sessions.rewards,
+        n_requests=len(log_ratios),
         n_capped=int(np.count_nonzero(log_weights < log_ratios)),
-        max_log_weight=float(log_weights.max()),
         cap=cap,
     )
 
 
-def session_value(
-    sums: RatioSums,
-    *,
-    policy: str,
-    ratio: RatioAssumption,
-    propensities_estimated: bool = False,
-    confidence: float = 0.95,
-) -> PolicyValue:
+def session_value(sums: RatioSums, **about: Unpack[About]) -> PolicyValue:
     """The session value from the merged sums of a log.
 
     Raises:
         InputError: the cap is below √(number of sessions).
     """
     check_cap(sums.cap, int(sums.units.sum()))
-    return value_from_sums(
-        sums,
-        policy=policy,
-        estimator="session NCIS",
-        estimand=Estimand.SESSION,
-        ratio=ratio,
-        propensities_estimated=propensities_estimated,
-        confidence=confidence,
-    )
+    return value_from_sums(sums, "session NCIS", Estimand.SESSION, **about)

@@ -33,6 +33,7 @@ class GateEvidence(BaseModel):
     data_text: str = Field(default="", description="What the data checks saw, in one sentence.")
     trust: TrustSummary | None = Field(default=None, description="The world model's trust report.")
     offline: Estimate | None = Field(default=None, description="One-request NCIS of the challenger.")
+    cross_check: Estimate | None = Field(default=None, description="DR of the challenger on the same log.")
     champion: Estimate | None = Field(default=None, description="One-request NCIS of the champion on the same log.")
     comparison: PolicyDifference | None = Field(
         default=None, description="Challenger minus champion on the same log, paired by user."
@@ -43,6 +44,7 @@ class GateEvidence(BaseModel):
     def _about_these_policies(self) -> "GateEvidence":
         named = {
             "offline": (self.offline and self.offline.policy, self.challenger),
+            "cross_check": (self.cross_check and self.cross_check.policy, self.challenger),
             "champion": (self.champion and self.champion.policy, self.champion_policy),
             "comparison.policy": (self.comparison and self.comparison.policy, self.challenger),
             "comparison.reference": (self.comparison and self.comparison.reference, self.champion_policy),

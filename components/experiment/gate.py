@@ -14,6 +14,7 @@ cap                were weights capped no lower than √n                       
 feedback           is the reward of all but few requests known                         hold
 sample size        is the effective sample size at its floor                           hold
 weights            is the mean weight near the 1 that it should be                     hold
+cross-check        does the world model, mended by the log (DR), say the same          hold
 gain               does the challenger beat what serves now, by its interval           hold
 propensities       were the logging probabilities logged, not fitted                   canary
 A/B                was there one, sound, above 0, in live traffic or a true simulator  hold or canary
@@ -139,6 +140,7 @@ def _offline(evidence: GateEvidence, config: GateConfig) -> Iterator[Reason]:
     yield _identification("challenger", challenger)
     if isinstance(challenger, PolicyValue):
         yield from _soundness("challenger", challenger, evidence.ratio_assumption, config)
+        yield _cross_check(challenger, evidence.cross_check)
     if evidence.champion_policy is None:
         if isinstance(challenger, PolicyValue):
             yield _gain(
@@ -221,6 +223,21 @@ def _weights(role: str, estimate: PolicyValue, config: GateConfig) -> Reason:
         f"The {role}'s mean importance weight is {estimate.mean_weight:.3f} (interval {lower:.3f} to {upper:.3f}) and "
         f"{verdict} the 1 it should be.",
         passed=near,
+    )
+
+
+def _cross_check(challenger: PolicyValue, check: PolicyValue | NotIdentified | None) -> Reason:
+    if not isinstance(check, PolicyValue) or check.estimand is not Estimand.ONE_REQUEST:
+        return _reason("cross-check", "There is no second estimate of the challenger's value (DR).", passed=False)
+    if challenger.lower is None or challenger.upper is None or check.lower is None or check.upper is None:
+        return _reason("cross-check", "The two estimates of the challenger's value have no intervals.", passed=False)
+    agree = challenger.lower <= check.upper and check.lower <= challenger.upper
+    verdict = "agree" if agree else "contradict each other: propensities or rewards cannot be what the log says"
+    return _reason(
+        "cross-check",
+        f"{challenger.estimator} estimates {challenger.value:.4g} ({challenger.lower:.4g} to {challenger.upper:.4g}) "
+        f"and {check.estimator} {check.value:.4g} ({check.lower:.4g} to {check.upper:.4g}); they {verdict}.",
+        passed=agree,
     )
 
 

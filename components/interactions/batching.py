@@ -6,6 +6,7 @@ Shape letters: B sessions, T requests of a session, M requests, N candidates, K 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import polars as pl
@@ -90,6 +91,15 @@ class SessionBatch(TensorRecord):
     def columns(self) -> dict[str, Tensor]:
         """Every column by its name; all but `users` have the dimensions B and T."""
         return {name: value for name, value in self._tensors().items() if value is not None}
+
+
+@runtime_checkable
+class Sessions(Protocol):
+    """Sessions that can be read again and again in the same order: a log on disk, or one in memory."""
+
+    def batches(self, size: int) -> Iterator[SessionBatch]:
+        """All sessions, at most `size` of them at a time."""
+        ...
 
 
 @dataclass(frozen=True)

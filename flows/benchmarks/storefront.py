@@ -15,9 +15,11 @@ from torch import Tensor
 
 from components.environments import storefront
 from components.environments.rollout import rollout
-from components.evaluation.policy_value import PolicyValue
+from components.evaluation.logged_policy import logged_requests
+from components.evaluation.ncis import one_request_ncis
 from components.evaluation.weights import effective_sample_size
 from components.interactions.batching import Requests, SessionReader
+from components.interactions.contract import RatioAssumption
 from components.interactions.log_folder import open_log
 from components.interactions.splits import TEST
 from components.policies.policy_folder import load_policy
@@ -105,12 +107,13 @@ def _one_seed(config: LoopConfig) -> dict[str, float]:
         policy, baseline = load_policy(folders["policy"]), load_policy(folders["baseline"])
         test = open_log(folders["split"] / TEST)
         reader = SessionReader(test, policy.description.vocabulary)
-        estimate = stages.estimate(test, reader, policy.policy, "reinforce")[0]
+        judged = logged_requests(reader, policy.policy)
+        estimate = one_request_ncis(judged.requests, policy="reinforce", ratio=RatioAssumption.FULL_SLATE)
         assert isinstance(config.source, storefront.Config)
         shop = storefront.Storefront(config.source)
         counts = policy.description.vocabulary.counts()
         released = policy.policy
-        assert isinstance(released, NeuralSlatePolicy) and isinstance(estimate, PolicyValue)
+        assert isinstance(released, NeuralSlatePolicy)
         strength = float(released.strength)
         rewards = {
             "random": _true_reward(shop, UniformPolicy(shop.slate_size)),

@@ -28,7 +28,7 @@ def test_slates_with_propensities_and_varied_rewards_identify_every_policy():
 
 
 def test_estimates_survive_json(random_log):
-    value = one_request_ncis(random_log, policy="a", ratio=RatioAssumption.CASCADE)
+    value = one_request_ncis(random_log, policy="a", ratio=RatioAssumption.FULL_SLATE)
     unknown = NotIdentified(policy="a", estimand=Estimand.SESSION, reason="No slates.")
     adapter = TypeAdapter(Estimate)
     for estimate in (value, unknown):
@@ -36,6 +36,6 @@ def test_estimates_survive_json(random_log):
 
 
 def test_a_value_that_is_no_number_is_refused(random_log):
-    value = one_request_ncis(random_log, policy="a", ratio=RatioAssumption.CASCADE)
+    value = one_request_ncis(random_log, policy="a", ratio=RatioAssumption.FULL_SLATE)
     with pytest.raises(ValidationError, match="finite"):
         type(value)(**(value.model_dump() | {"value": np.nan}))

@@ -94,6 +94,7 @@ def evidence(**changes) -> GateEvidence:
         "data_text": "12 of 40,012 requests were quarantined.",
         "trust": TrustSummary(passed=True, reasons=("Clicks are calibrated.",)),
         "offline": value(),
+        "cross_check": value(estimator="DR"),
         "ab": ab(),
     }
     return GateEvidence(**(fields | changes))
@@ -122,6 +123,12 @@ SIMULATED = "simulated in a world model"
         (evidence(trust=None), "hold", "world model"),
         (evidence(trust=TrustSummary(passed=False)), "hold", "world model"),
         (evidence(offline=None), "hold", "identification of the challenger"),
+        (evidence(cross_check=None), "hold", "cross-check"),
+        (evidence(cross_check=unknown()), "hold", "cross-check"),
+        (evidence(cross_check=value(estimator="DR", estimand=Estimand.SESSION)), "hold", "cross-check"),
+        (evidence(cross_check=value(estimator="DR", lower=None, upper=None)), "hold", "cross-check"),
+        (evidence(cross_check=value(estimator="DR", value=0.8, lower=0.7, upper=0.9)), "hold", "cross-check"),
+        (evidence(cross_check=value(estimator="DR", value=0.7, lower=0.59, upper=0.8)), "promote", None),
         (evidence(offline=unknown()), "hold", "identification of the challenger"),
         (evidence(offline=value(estimand=Estimand.SESSION)), "hold", "estimand of the challenger"),
         (evidence(offline=value(estimand=Estimand.SESSION_AVERAGE)), "hold", "estimand of the challenger"),
@@ -214,6 +221,7 @@ def test_no_setting_makes_the_gate_milder(setting):
         {"ab": ab(treatment="other")},
         {"champion_policy": "old", "champion": value(policy="other")},
         {"champion_policy": "old", "comparison": difference(reference="other")},
+        {"cross_check": value(policy="other")},
         {"comparison": difference()},
         {"ab_started": False},
     ],
@@ -260,7 +268,7 @@ abs_ = st.builds(
     upper=st.sampled_from([-0.1, 0.3]),
     sample_ratio_p_value=st.sampled_from([0.0001, 0.5]),
 ).filter(lambda result: result.lower < result.upper)
-OPTIONAL = ("data_passed", "trust", "offline", "champion", "comparison", "ab")
+OPTIONAL = ("data_passed", "trust", "offline", "cross_check", "champion", "comparison", "ab")
 
 
 @st.composite
@@ -280,6 +288,7 @@ def any_evidence(draw: st.DrawFn) -> GateEvidence:
         data_passed=draw(st.sampled_from([None, False, True])),
         trust=draw(st.none() | st.builds(TrustSummary, passed=st.booleans())),
         offline=draw(st.none() | values | st.builds(unknown)),
+        cross_check=draw(st.none() | values | st.builds(unknown)),
         champion=draw(st.none() | values.map(lambda v: v.model_copy(update={"policy": "old"}))) if championed else None,
         comparison=draw(st.none() | st.builds(difference, lower=st.sampled_from([-0.1, 0.02]))) if championed else None,
         ab=draw(st.none() | abs_) if ab_started else None,

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from components.errors import InputError
+from components.evaluation.cap_sensitivity import CapPoint, CapSensitivity
 from components.evaluation.policy_value import Estimand, NotIdentified, PolicyValue
 from components.evaluation.world_model_trust import Calibration, GeneratedAgainstReal, WorldModelTrust
 from components.experiment.ab import AbResult
@@ -190,11 +191,29 @@ IDENTIFIED = Evidence(
     gating=ONE_REQUEST,
     estimates=(
         ONE_REQUEST,
+        policy_value("reinforce", "DR", Estimand.ONE_REQUEST, 0.4441, 0.0103),
+        policy_value("reinforce", "NCIS with cap 10", Estimand.ONE_REQUEST, 0.4309, 0.0071),
         policy_value("reinforce", "session NCIS", Estimand.SESSION, 1.84, 0.31),
         policy_value("reinforce", "literature NCIS", Estimand.SESSION_AVERAGE, 0.4188, None),
         policy_value("cem", "one-request NCIS", Estimand.ONE_REQUEST, 0.4247, 0.0098),
         policy_value("cem", "session NCIS", Estimand.SESSION, 1.73, 0.22),
         policy_value("cem", "literature NCIS", Estimand.SESSION_AVERAGE, 0.4107, None),
+    ),
+    cap_sensitivity=CapSensitivity(
+        policy="reinforce",
+        usual_cap=10.0,
+        gating_cap=155.92,
+        points=tuple(
+            CapPoint(
+                cap=cap, value=value, lower=value - 0.01, upper=value + 0.01, effective_sample_size=ess, cap_share=cut
+            )
+            for cap, value, ess, cut in (
+                (1.0, 0.4102, 21_001.0, 0.43),
+                (10.0, 0.4309, 6_100.0, 0.07),
+                (155.92, 0.4466, 1_893.6, 0.0004),
+                (15_592.0, 0.4471, 1_801.0, 0.0),
+            )
+        ),
     ),
     ab=AB,
     seconds={"import": 21.3, "validation": 9.42, "world-model": 92.0, "policy": 61.8},
@@ -206,6 +225,7 @@ NOT_IDENTIFIED = IDENTIFIED.model_copy(
         "limits": ("No slates were recorded.", "Sessions stand in for users."),
         "gating": NotIdentified(policy="reinforce", estimand=Estimand.ONE_REQUEST, reason=CLICKS_ONLY),
         "estimates": (),
+        "cap_sensitivity": None,
         "ranking": (RankingQuality(policy="reinforce", hit_rate_1=0.091, hit_rate_10=0.403, n_requests=20_114),),
         "releases": {"reinforce": Release(strength=1.0, validation_ess=None, required_ess=None)},
         "ab": AB.model_copy(update={"label": "simulated in a world model", "lower": -0.03, "conclusive": False}),
@@ -223,6 +243,7 @@ def decision_on(evidence: Evidence) -> Decision:
             data_passed=evidence.data.passed,
             trust=TrustSummary(passed=evidence.trust.passed, reasons=evidence.trust.reasons),
             offline=evidence.gating,
+            cross_check=next((part for part in evidence.estimates if getattr(part, "estimator", "") == "DR"), None),
             ab=evidence.ab,
         ),
         GateConfig(),

@@ -1,0 +1,83 @@
+"""The direct method: what a world model expects of slates at logged states.
+
+    q(s, a) = Σ_k weight_click · P(click k | s, a) + weight_purchase · P(purchase k | s, a)
+    v(s)    = 1/S Σ_j q(s, a_j),    a_j ~ π(· | s)
+
+Both read the logged sessions: the user model with its encoder, the policy with its own.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from components.environments.rollout import position_rewards
+from components.evaluation.doubly_robust import ModelRewards
+from components.interactions.batching import Sessions
+from components.interactions.contract import Reward
+from components.policies.slate_policy import SlatePolicy
+from components.world_model.user_model import UserModel
+
+BATCH_SESSIONS = 1_024
+#: Slates of the target policy that v averages over.
+N_SAMPLES = 4
+
+
+@dataclass(frozen=True)
+class SampledSlates:
+    """What a world model and two policies say of M logged requests, and of slates that the target would have shown."""
+
+    model: ModelRewards
+    log_ratios: Float[np.ndarray, "M S"] | None
+    """log(π / β) of the sampled slates; None where no logging policy was given."""
+
+    def take(self, rows: Int[np.ndarray, " R"] | Bool[np.ndarray, " M"]) -> "SampledSlates":
+        """Those of some requests."""
+        return SampledSlates(self.model.take(rows), None if self.log_ratios is None else self.log_ratios[rows])
+
+
+@torch.inference_mode()
+def sample_slates(
+    sessions: Sessions,
+    target: SlatePolicy,
+    user_model: UserModel,
+    reward: Reward,
+    generator: torch.Generator,
+    behavior: SlatePolicy | None = None,
+) -> SampledSlates:
+    """Sample the target policy's slates at every logged request and ask the world model what it expects of them.
+
+    Args:
+        sessions: the log; requests keep the order of `logged_requests`.
+        target: the policy that is judged.
+        user_model: of slates; it must not have learned from this log.
+        reward: of a request.
+        generator: where the slates come from.
+        behavior: the logging policy or its estimate.
+    """
+    logged, sampled, ratios = [], [], []
+    for batch in sessions.batches(BATCH_SESSIONS):
+        flat = batch.mask.flatten()
+        requests, slates = batch.requests().select(flat), batch.slates.flatten(0, 1)[flat]
+        users_state = user_model.encoder.states(batch).select(flat)
+        state = target.states(batch).select(flat)
+
+        def expected(shown: Int[Tensor, "M K"]) -> Float[Tensor, " M"]:
+            clicks, purchases = user_model.expected_responses(users_state, shown)  # noqa: B023
+            return position_rewards(reward, clicks, purchases).double().sum(1)
+
+        logged.append(expected(slates))
+        values, log_ratios = [], []
+        for _ in range(N_SAMPLES):
+            choice = target.act(state, requests, generator)
+            values.append(expected(choice.slates))
+            if behavior is not None:
+                its = behavior.log_prob(behavior.states(batch).select(flat), requests, choice.slates)
+                log_ratios.append((choice.log_probs.double() - its.double()).sum(1))
+        sampled.append(torch.stack(values, dim=1).mean(1))
+        if behavior is not None:
+            ratios.append(torch.stack(log_ratios, dim=1))
+    model = ModelRewards(torch.cat(logged).numpy(), torch.cat(sampled).numpy())
+    return SampledSlates(model, torch.cat(ratios).numpy() if ratios else None)
