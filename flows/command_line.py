@@ -192,7 +192,7 @@ def evaluate_policy(
     if reason := not_identified(opened, reader):
         estimates = [NotIdentified(policy=name, estimand=Estimand.ONE_REQUEST, reason=reason)]
     else:
-        estimates = [*estimate(opened, logged_requests(reader, stored.policy), name)]
+        estimates = [*estimate(logged_requests(reader, stored.policy), name)]
     if as_json:
         print(json.dumps([part.model_dump(mode="json") for part in estimates], indent=2))
     else:

@@ -311,7 +311,7 @@ def estimate_policies(
             judged = logged_requests(reader, stored.policy)
             generator = torch.Generator().manual_seed(config.seed)
             slates = sample_slates(reader, stored.policy, users, log.manifest.reward, generator, logging_policy)
-            estimates.extend(estimate(log, judged, name, slates))
+            estimates.extend(estimate(judged, name, slates))
             if folder == policy:
                 caps = cap_sensitivity(judged.requests, policy=name, ratio=RatioAssumption.FULL_SLATE)
         else:
@@ -346,7 +346,7 @@ def not_identified(log: Log, reader: SessionReader) -> str | None:
     return identify(evidence, np.zeros(0) if evidence is EvidenceLevel.CLICKS else known_rewards(reader))
 
 
-def estimate(log: Log, judged: JudgedRequests, name: str, slates: SampledSlates | None = None) -> list[PolicyValue]:
+def estimate(judged: JudgedRequests, name: str, slates: SampledSlates | None = None) -> list[PolicyValue]:
     """The estimates that gate, NCIS and (where a world model's view of the slates is given) DR; then all others."""
     about = About(policy=name, ratio=RatioAssumption.FULL_SLATE)
     requests = judged.requests
@@ -367,9 +367,7 @@ def estimate(log: Log, judged: JudgedRequests, name: str, slates: SampledSlates 
                 literature_ncis,
             )
         ]
-    return [
-        part.model_copy(update={"unknown_share": 1.0 - part.n_requests / log.manifest.n_requests}) for part in estimates
-    ]
+    return [part.model_copy(update={"unknown_share": 1.0 - part.n_requests / len(judged.known)}) for part in estimates]
 
 
 @stage("ab-test", "ab", "source", "candidates", "slate_size", "encoder", "user_model")

@@ -56,6 +56,8 @@ class Context:
     """Folder of the benchmark's data, for those that read real logs."""
     kept: Path
     """Folder in which results of finished parts are kept."""
+    shared: Path
+    """Folder of what several benchmarks train once."""
 
     def keep(self, part: str, compute: Callable[[], dict[str, float]]) -> dict[str, float]:
         """The result of one part, computed only where no earlier run has."""
@@ -71,7 +73,7 @@ class Context:
 
 def names() -> list[str]:
     """Every benchmark of this folder."""
-    return [module.name for module in pkgutil.iter_modules(__path__)]
+    return [module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")]
 
 
 def run(name: str, *, quick: bool, seeds: int | None, path: Path | None) -> Document:
@@ -86,9 +88,12 @@ def run(name: str, *, quick: bool, seeds: int | None, path: Path | None) -> Docu
     # As the loop's own runs: what stands in the results is what a run computes.
     torch.set_num_threads(LoopConfig().threads)
     lineage = {"code": code_digest(), "lock": lock_digest(), "commit": git_commit()}
-    kept = PlatformSettings().home / "benchmarks" / name / digest_of(code_digest(), str(quick), str(path))[:16]
-    kept.mkdir(parents=True, exist_ok=True)
-    figures = module.measure(Context(quick, seeds, path, kept))
+    home = PlatformSettings().home / "benchmarks"
+    kept = home / name / digest_of(code_digest(), str(quick), str(path))[:16]
+    shared = home / "shared" / digest_of(code_digest(), str(quick))[:16]
+    for folder in (kept, shared):
+        folder.mkdir(parents=True, exist_ok=True)
+    figures = module.measure(Context(quick, seeds, path, kept, shared))
     minutes = module.BUDGET.quick if quick else module.BUDGET.full
     document = Document(
         name=name,

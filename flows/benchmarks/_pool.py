@@ -1,0 +1,189 @@
+"""A pool of policies with the world models that they were trained in: trained once, then judged on logs drawn anew.
+
+Members of the storefront's pool learned from one log of the shop with a seed of their own; members of the MDP's from
+logs of their own. Their settings are small: what is measured is the evidence, not how good they are.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Generic
+
+import polars as pl
+import torch
+
+from components.agents.reinforce import ReinforceConfig, train_reinforce
+from components.environments import storefront
+from components.environments.interface import Environment, State
+from components.environments.irecgan_mdp import IRecGanMdp
+from components.environments.rollout import log_rows, rollout
+from components.interactions.contract import Evidence, Feature, Manifest, RatioAssumption
+from components.interactions.log_folder import write_log
+from components.interactions.vocabulary import FIRST_ITEM
+from components.policies.policy_folder import load_policy
+from components.policies.ranking_policy import NeuralSlatePolicy
+from components.policies.slate_policy import SlatePolicy
+from components.policies.tabular_policy import TabularSlatePolicy
+from components.world_model.user_model import UserModel
+from components.world_model.user_model_folder import load_user_model
+from flows import stages
+from flows.config import LoopConfig
+from flows.stage_store import Stage
+
+N_MEMBERS = 20
+
+
+@dataclass(frozen=True)
+class Member:
+    """A trained policy and the user model of the world that it was trained in."""
+
+    policy: SlatePolicy
+    user_model: UserModel
+    set_strength: Callable[[float], None]
+    """How far the policy goes from the logging policy: 0 is the start of its training, 1 its end."""
+
+
+@dataclass(frozen=True)
+class Pool(Generic[State]):
+    """An environment, the policy that writes its logs, and the members."""
+
+    name: str
+    environment: Environment[State]
+    behavior: SlatePolicy
+    n_users: int
+    """Distinct users; 0 where every session has its own."""
+    max_steps: int
+    members: tuple[Member, ...]
+
+
+def silent(message: str, share: float) -> None:
+    """Progress of a member: the pool's own is enough."""
+
+
+def small_config(seed: int) -> LoopConfig:
+    """The loop with small settings."""
+    config = LoopConfig(seed=seed, source=storefront.Config(n_sessions=8_000))
+    return config.model_copy(
+        update={
+            "user_model": config.user_model.model_copy(update={"max_epochs": 4}),
+            "adversarial": config.adversarial.model_copy(update={"rounds": 1}),
+            "reinforce": config.reinforce.model_copy(update={"iterations": 40, "sessions": 400}),
+        }
+    )
+
+
+def storefront_pool(folder: Path, n_members: int = N_MEMBERS) -> Pool[storefront.StorefrontState]:
+    """The shop's pool, trained where the folder does not hold it yet."""
+    shared = {name: folder / name for name in ("data", "checked", "split")}
+    run = _runner(small_config(0))
+    run(stages.import_source, shared["data"], path=Path())
+    run(stages.validate_log, shared["checked"], dataset=shared["data"])
+    run(stages.split_sessions, shared["split"], checked=shared["checked"])
+    members = []
+    for seed in range(n_members):
+        own = folder / f"member-{seed:02d}"
+        run, split = _runner(small_config(seed)), shared["split"]
+        run(stages.fit_user_model, own / "users", split=split)
+        run(stages.fit_behavior, own / "behavior", split=split, users=own / "users")
+        run(stages.fit_world_model, own / "world", split=split, users=own / "users", behavior=own / "behavior")
+        run(stages.train_policy, own / "policy", split=split, world=own / "world")
+        policy = load_policy(own / "policy").policy
+        assert isinstance(policy, NeuralSlatePolicy)
+        members.append(Member(policy, load_user_model(own / "world").user_model, policy.strength.fill_))
+    shop = storefront.Storefront(small_config(0).source)  # type: ignore[arg-type]
+    return Pool("storefront", shop, storefront.BehaviorPolicy(shop), shop.n_users, storefront.MAX_STEPS, tuple(members))
+
+
+def _runner(config: LoopConfig) -> Callable[..., None]:
+    def run(stage: Stage, out: Path, **upstream: Path) -> None:
+        if out.is_dir():
+            return
+        staging = out.with_name(f".{out.name}.tmp")
+        staging.mkdir(parents=True, exist_ok=True)
+        stage.compute(config, **upstream, out=staging, progress=silent)
+        staging.rename(out)
+
+    return run
+
+
+N_STATES, N_ITEMS, SLATE, MDP_STEPS, MDP_LOG_SESSIONS = 10, 20, 3, 200, 4_000
+MDP_TRAINING = ReinforceConfig(
+    iterations=60,
+    sessions=500,
+    max_steps=20,
+    gamma=0.5,
+    schedule="constant",
+    credit="slate",
+    learning_rate=0.1,
+    baseline_rate=0.01,
+    entropy=0.0,
+    pull=0.0,
+    logged_weight=0.0,
+)
+
+
+def mdp_pool(folder: Path, n_members: int = N_MEMBERS) -> Pool[object]:  # type: ignore[type-var]
+    """The 10-state MDP's pool: tabular policies, each with a user model of a log of its own."""
+    mdp = IRecGanMdp(n_states=N_STATES, n_items=N_ITEMS, slate_size=SLATE, seed=7)
+    behavior = _table()
+    behavior.learned.weight.data.normal_(0.0, 0.3, generator=torch.Generator().manual_seed(1))
+    members = []
+    for seed in range(n_members):
+        own = folder / f"member-{seed:02d}"
+        users = _mdp_user_model(mdp, behavior, own, seed)
+        policy = _table()
+        training = MDP_TRAINING.model_copy(update={"iterations": 20 + 5 * seed})
+        train_reinforce(policy, mdp, torch.zeros(1, dtype=torch.long), None, training, seed, silent)
+        members.append(Member(policy, users, _between(policy, behavior)))
+    return Pool("mdp", mdp, behavior, 0, MDP_STEPS, tuple(members))  # type: ignore[arg-type]
+
+
+def _table() -> TabularSlatePolicy:
+    return TabularSlatePolicy(N_STATES, N_ITEMS + FIRST_ITEM, SLATE, bound=8.0)
+
+
+def _between(policy: TabularSlatePolicy, behavior: TabularSlatePolicy) -> Callable[[float], None]:
+    learned = policy.learned.weight.detach().clone()
+
+    def set_strength(strength: float) -> None:
+        policy.learned.weight.data.copy_(behavior.learned.weight + strength * learned)
+
+    return set_strength
+
+
+def _mdp_user_model(mdp: IRecGanMdp, behavior: SlatePolicy, folder: Path, seed: int) -> UserModel:
+    def write(config: LoopConfig, out: Path, progress: object) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        users = torch.arange(MDP_LOG_SESSIONS)
+        batch = rollout(mdp, behavior, users, generator, MDP_STEPS)
+        manifest = Manifest(
+            loop=config.loop,
+            source="irecgan-mdp",
+            evidence=Evidence.PROPENSITIES,
+            ratio_assumption=RatioAssumption.FULL_SLATE,
+            responses="choice",
+            slate_size=SLATE,
+            has_purchases=False,
+            context=(Feature(name="state", kind="categorical", values=tuple(map(str, range(N_STATES)))),),
+            reward=mdp.reward,
+        )
+        item_ids = [f"item-{number}" for number in range(N_ITEMS)]
+        first = datetime(2026, 1, 1, tzinfo=UTC)
+        rows = log_rows(
+            batch,
+            manifest=manifest,
+            item_ids=item_ids,
+            user_ids=[f"user-{number}" for number in users.tolist()],
+            started=pl.Series([first + timedelta(minutes=number) for number in users.tolist()]),
+            request_gap=timedelta(seconds=20),
+            feedback_delay=timedelta(seconds=1),
+            policy="behavior",
+        )
+        write_log(out / "log", manifest, [rows], pl.DataFrame({"item_id": item_ids}))
+
+    run = _runner(small_config(seed))
+    run(Stage("mdp-log", frozenset(), write, (), lambda folder: True), folder / "data")
+    run(stages.split_sessions, folder / "split", checked=folder / "data")
+    run(stages.fit_user_model, folder / "users", split=folder / "split")
+    return load_user_model(folder / "users").user_model

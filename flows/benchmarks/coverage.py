@@ -1,0 +1,169 @@
+"""How often do intervals hold the truth? Every estimator on logs drawn anew, in environments whose values are known.
+
+Each member of the pool is released as far as the gate's ESS floor allows on logs of this size, judged on logs of its
+own, and counted where the log has the floor, as the gate does. A second, stronger release shows what happens below it.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from scipy import stats
+
+from components.environments.rollout import rollout
+from components.environments.true_value import true_one_request_value, true_session_value
+from components.evaluation.direct_method import sample_slates
+from components.evaluation.logged_policy import logged_requests
+from components.evaluation.ncis import one_request_ncis
+from components.evaluation.policy_value import Estimand, PolicyValue
+from components.evaluation.weights import effective_sample_size, ess_floor
+from components.interactions.batching import SessionBatch
+from components.interactions.contract import RatioAssumption
+from flows.benchmarks import Budget, Context, Figure
+from flows.benchmarks._pool import Member, Pool, mdp_pool, storefront_pool
+from flows.stages import CROSS_CHECK, GATING, estimate
+
+BUDGET = Budget(full=90, quick=5)
+LOG_SESSIONS = {"storefront": 2_000, "mdp": 4_000}
+#: Parts of a log from whose estimates bias and error are read against its size.
+PARTS = (0.125, 0.25, 0.5, 1.0)
+STRENGTHS = tuple(np.round(np.geomspace(1.0, 0.05, 30), 3).tolist())
+#: ESS over the floor that the release is chosen for, and how far below it the stronger one lies.
+MARGIN, BELOW = 1.4, 0.3
+TRUTH_SESSIONS = 40_000
+
+
+@dataclass(frozen=True)
+class RedrawnLog:
+    """Sessions in memory that are read as a log's."""
+
+    batch: SessionBatch
+
+    def batches(self, size: int) -> Iterator[SessionBatch]:
+        """All sessions, in their order."""
+        for rows in torch.arange(len(self.batch.users)).split(size):
+            yield self.batch.select(rows)
+
+
+def redraw(pool: Pool, n_sessions: int, generator: torch.Generator) -> RedrawnLog:  # type: ignore[type-arg]
+    """A new log of the pool's environment under its logging policy."""
+    if pool.n_users:
+        users = torch.randint(pool.n_users, (n_sessions,), generator=generator)
+    else:
+        users = torch.arange(n_sessions)
+    return RedrawnLog(rollout(pool.environment, pool.behavior, users, generator, pool.max_steps))
+
+
+def measure(context: Context) -> dict[str, Figure]:
+    """Coverage, bias and error of every estimator in both environments."""
+    n_members = context.seeds or (2 if context.quick else 20)
+    n_logs = 5 if context.quick else 52
+    figures: dict[str, Figure] = {}
+    for name, make in (("storefront", storefront_pool), ("mdp", mdp_pool)):
+        pool = make(context.shared / name, n_members)
+        parts = [
+            context.keep(f"{name}-{number}", partial(_judge_member, pool, member, number, n_logs))
+            for number, member in enumerate(pool.members)
+        ]
+        total: dict[str, float] = defaultdict(float)
+        for part in parts:
+            for key, value in part.items():
+                total[key] += value
+        figures |= _figures(name, total)
+    return figures
+
+
+def _judge_member(pool: Pool, member: Member, number: int, n_logs: int) -> dict[str, float]:  # type: ignore[type-arg]
+    """Sums over the logs of one member: hits, errors, widths."""
+    generator = torch.Generator().manual_seed(10_000 + number)
+    n_sessions = LOG_SESSIONS[pool.name]
+    sums: dict[str, float] = defaultdict(float)
+    probe = redraw(pool, 5 * n_sessions, generator)
+    for place, share in (("gating", MARGIN), ("below", BELOW)):
+        _release(member, pool, probe, share)
+        truths = _truths(pool, member, generator)
+        for _ in range(n_logs if place == "gating" else n_logs // 2):
+            log = redraw(pool, n_sessions, generator)
+            for value, size in _estimates(pool, member, log, generator):
+                truth = truths[value.estimand]
+                floor = ess_floor(value.n_requests)
+                counted = value.effective_sample_size >= floor if place == "gating" else True
+                key = f"{place}.{value.estimator}"
+                error = value.value - truth
+                if size == 1.0 and counted and value.lower is not None and value.upper is not None:
+                    sums[f"{key}.n"] += 1
+                    sums[f"{key}.hits"] += float(value.lower <= truth <= value.upper)
+                    sums[f"{key}.width"] += (value.upper - value.lower) / abs(truth)
+                    sums[f"{key}.ess"] += value.effective_sample_size
+                sums[f"{key}.{size}.n"] += 1
+                sums[f"{key}.{size}.error"] += error / abs(truth)
+                sums[f"{key}.{size}.square"] += (error / truth) ** 2
+    return dict(sums)
+
+
+def _release(member: Member, pool: Pool, probe: RedrawnLog, share: float) -> None:  # type: ignore[type-arg]
+    """Set the strength to the largest whose expected ESS on a log is this share of the gate's floor."""
+    expected = 0.0
+    for strength in STRENGTHS:
+        member.set_strength(strength)
+        ratios = logged_requests(probe, member.policy).requests.log_ratios
+        n = len(ratios) * LOG_SESSIONS[pool.name] / len(probe.batch.users)
+        expected = effective_sample_size(ratios) / len(ratios) * n
+        if expected >= share * ess_floor(round(n)):
+            return
+
+
+def _truths(pool: Pool, member: Member, generator: torch.Generator) -> dict[Estimand, float]:  # type: ignore[type-arg]
+    n = max(pool.n_users, 1)
+    users = torch.randint(n, (TRUTH_SESSIONS,), generator=generator)
+    arguments = (users, generator, pool.max_steps)
+    one_request = true_one_request_value(pool.environment, pool.behavior, member.policy, *arguments).value
+    session = true_session_value(pool.environment, member.policy, *arguments).value
+    return {Estimand.ONE_REQUEST: one_request, Estimand.SESSION: session, Estimand.SESSION_AVERAGE: one_request}
+
+
+def _estimates(
+    pool: Pool,  # type: ignore[type-arg]
+    member: Member,
+    log: RedrawnLog,
+    generator: torch.Generator,
+) -> Iterator[tuple[PolicyValue, float]]:
+    """Every estimator on the log and on its first parts."""
+    for size in PARTS:
+        n = round(size * len(log.batch.users))
+        part = RedrawnLog(log.batch.select(torch.arange(n)))
+        judged = logged_requests(part, member.policy, pool.behavior)
+        slates = None
+        if size == 1.0:
+            slates = sample_slates(
+                part, member.policy, member.user_model, pool.environment.reward, generator, pool.behavior
+            )
+        for value in estimate(judged, "member", slates):
+            yield value, size
+        if pool.name == "storefront":
+            cascade = one_request_ncis(judged.requests, policy="member", ratio=RatioAssumption.CASCADE)
+            yield cascade.model_copy(update={"estimator": "one-request NCIS, cascade"}), size
+
+
+def _figures(environment: str, total: dict[str, float]) -> dict[str, Figure]:
+    figures = {}
+    for place, title in (("gating", "coverage"), ("below", "coverage_below_floor")):
+        names = sorted({key.split(".")[1] for key in total if key.startswith(f"{place}.") and key.endswith(".hits")})
+        for name in names:
+            n, hits = round(total[f"{place}.{name}.n"]), round(total[f"{place}.{name}.hits"])
+            if n == 0:
+                continue
+            gates = place == "gating" and name in (GATING, CROSS_CHECK, "one-request NCIS, cascade")
+            low, high = stats.binom.interval(0.95, n, 0.95)
+            test = stats.binomtest(hits, n).proportion_ci(0.95)
+            figures[f"{environment}.{title}.{name}"] = Figure(
+                value=hits / n,
+                interval=(float(test.low), float(test.high)),
+                unit=f"share of {n} logs, mean ESS {total[f'{place}.{name}.ess'] / n:.0f}",
+                target=f"0.95 within the binomial interval ({low / n:.3f} to {high / n:.3f})" if gates else None,
+                holds=bool(low <= hits <= high) if gates else None,
+            )
+    return figures
