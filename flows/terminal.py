@@ -82,8 +82,8 @@ CONTRASTS = {"control": "the A/B's control", "log": "what was logged", "another 
 
 def ledger_table(summary: "LabelSummary") -> Table:
     """How right the gate and each estimator were about A/Bs of one label."""
-    left_out = ((summary.n_undecided, "of them undecided"), (summary.n_unsound, "unsound left out"))
-    title = ", ".join((f"{summary.label}: {summary.n} A/Bs", *(f"{n} {what}" for n, what in left_out if n)))
+    counts = ((summary.n, "sound"), (summary.n_undecided, "of them undecided"), (summary.n_unsound, "unsound left out"))
+    title = f"A/Bs, {summary.label}: {', '.join(f'{n} {what}' for n, what in counts if n)}"
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     for heading in ("Judge", "Compared with", "A/Bs", "Improved of passed", "Missed of improved", "Correlation"):
         table.add_column(heading, overflow="fold")

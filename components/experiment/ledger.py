@@ -151,14 +151,14 @@ class Correlation(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     pearson: float = Field(description="Pearson's correlation.")
-    lower: float = Field(description="Lower end of its interval, by Fisher's transform; −1 with three A/Bs.")
+    lower: float = Field(description="Lower end of its interval, by Fisher's transform.")
     upper: float = Field(description="Upper end of its interval.")
     spearman: float = Field(description="Spearman's correlation of ranks.")
 
     @classmethod
     def of(cls, offline: Sequence[float], ab: Sequence[float]) -> "Correlation | None":
-        """Of pairs; None with fewer than three, or where one side is the same everywhere but for rounding."""
-        if len(offline) < 3 or not (_varies(offline) and _varies(ab)):
+        """Of pairs; None of fewer than four, which have no interval, or where a side is constant but for rounding."""
+        if len(offline) < 4 or not (_varies(offline) and _varies(ab)):
             return None
         pearson = stats.pearsonr(offline, ab)
         bounds = pearson.confidence_interval(CONFIDENCE)
