@@ -234,6 +234,47 @@ def show_run(
     _show(find_run(out or PlatformSettings().runs, run), as_json)
 
 
+@app.command("ledger", epilog="Example: slateloop ledger")
+@command
+def show_ledger(as_json: AsJson = False) -> None:
+    """How right the gate and the offline estimates were, by the A/Bs that followed."""
+    from components.experiment.ledger import summarize
+    from flows.ledger_store import read_ledger
+
+    entries = read_ledger(PlatformSettings().home)
+    summaries = summarize(entries)
+    if as_json:
+        document = {"entries": entries, "summaries": summaries}
+        print(json.dumps({name: [part.model_dump(mode="json") for part in parts] for name, parts in document.items()}))
+        return
+    from rich.console import Console
+
+    from flows.terminal import ledger_table
+
+    if not summaries:
+        print("The ledger is empty: each run makes an entry.")
+    for summary in summaries:
+        print(f"{summary.loop}, {summary.source}, {summary.reward}")
+        for label in summary.labels:
+            Console().print(ledger_table(label))
+        if summary.n_waiting:
+            print(f"No A/B has followed {summary.n_waiting} of the predictions yet.")
+
+
+@app.command("record-ab", epilog="Example: slateloop record-ab shop-20261122 live-ab.json")
+@command
+def record_ab(
+    run: Annotated[str, typer.Argument(help="Name of a run, or its beginning.", metavar="RUN")],
+    file: Annotated[Path, typer.Argument(help="Result of the A/B, as JSON.", metavar="FILE")],
+) -> None:
+    """Put the result of a later A/B beside what was predicted of a past run's challenger."""
+    from flows import ledger_store
+
+    entry = ledger_store.record_ab(PlatformSettings().home, run, file)
+    assert entry.ab is not None
+    print(f"{entry.run}: {entry.ab.label} A/B recorded, {entry.ab.verdict}")
+
+
 @app.command("schema", epilog="Example: slateloop schema > loop.schema.json")
 @command
 def print_schema() -> None:

@@ -19,6 +19,7 @@ from components.evaluation.weights import ess_floor
 from components.evaluation.world_model_trust import Calibration
 from components.experiment.ab import AbResult
 from components.experiment.gate import GateConfig
+from components.experiment.ledger import Score
 from flows.numbers import interval, number, share
 from flows.run_record import Curve
 
@@ -270,6 +271,54 @@ def ab_difference(ab: AbResult) -> Figure:
             f"dashed line is no difference; the shaded band is what an A/B of this size would often miss (below "
             f"{number(detectable, 3)}).",
         )
+
+
+def ledger_points(scores: Sequence[Score], *, run: str) -> Figure:
+    """Offline differences against those of the A/Bs that followed, one panel for each score.
+
+    Args:
+        scores: at least one, each with at least one point.
+        run: the run that is marked.
+    """
+    columns = min(3, len(scores))
+    rows = -(-len(scores) // columns)
+    with _canvas(max(_WIDTH * columns / 3, 4.2), 3.2 * rows) as canvas:
+        for axes, score in zip(_panels(canvas, rows, columns), scores, strict=False):
+            axes.axhline(0, color=_QUIET, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+            axes.axvline(0, color=_QUIET, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+            for point in score.points:
+                own = point.run == run
+                color = _ACCENT if own else _INK
+                axes.plot([point.offline] * 2, [point.ab_lower, point.ab_upper], color=color, linewidth=1.2, zorder=2)
+                axes.plot(
+                    [point.offline],
+                    [point.ab],
+                    "D" if own else "o",
+                    color=color,
+                    markerfacecolor=color if point.ab_lower > 0 or point.ab_upper < 0 else "white",
+                    markersize=8 if own else 5.5,
+                    zorder=4 if own else 3,
+                )
+            axes.set_title(f"{score.label}: {score.n} A/B{'' if score.n == 1 else 's'}", loc="left")
+            axes.set(xlabel=f"offline: {score.judge}", ylabel="A/B: reward per session")
+            axes.locator_params(nbins=5)
+            axes.margins(x=0.15, y=0.12)
+        for axes in canvas.axes[len(scores) :]:
+            axes.remove()
+        return _finish(canvas, "ledger", _ledger_caption(scores, run))
+
+
+def _ledger_caption(scores: Sequence[Score], run: str) -> str:
+    own = [point for score in scores for point in score.points if point.run == run]
+    marked = "".join(
+        f" The diamond is this run: offline {number(point.offline, 3, signed=True)}, in the A/B "
+        f"{number(point.ab, 3, signed=True)}."
+        for point in own[:1]
+    )
+    return (
+        "What was predicted against what the A/B then showed; in the upper right and lower left they agree. Lines are "
+        f"the A/Bs' intervals, open marks A/Bs that were not decided.{marked}"
+    )
 
 
 def _interval(

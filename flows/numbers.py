@@ -33,6 +33,11 @@ def share(value: float, *, signed: bool = False) -> str:
     return f"{percent}{_SPACE}%".replace("-", "−")
 
 
+def counted(count: int, total: int, lower: float, upper: float) -> str:
+    """A share of few as what it was counted from, with its interval: 4 of 5 (28.4 % to 99.5 %)."""
+    return f"{count} of {total} ({share(lower)} to {share(upper)})"
+
+
 def duration(seconds: float) -> str:
     """A time span in the two units that matter."""
     if seconds < 10:

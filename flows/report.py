@@ -14,12 +14,13 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from components.errors import InputError
 from components.evaluation.policy_value import Estimand, NotIdentified, PolicyValue
 from components.experiment.gate import Decision, Outcome
+from components.experiment.ledger import FEW, LabelSummary
 from components.interactions.contract import Evidence as EvidenceLevel
 from components.interactions.contract import RatioAssumption
 from flows import figures
-from flows.numbers import duration, interval, number, share
+from flows.numbers import counted, duration, interval, number, share
 from flows.run_record import Evidence, Lineage
-from flows.terminal import OUTCOME_SYMBOLS, VERDICTS, verdict
+from flows.terminal import CONTRASTS, OUTCOME_SYMBOLS, VERDICTS, verdict
 
 _LEVELS = {
     EvidenceLevel.PROPENSITIES: "Slates were logged with the probability of showing them, so other policies can be "
@@ -102,6 +103,7 @@ def _render(evidence: Evidence, decision: Decision, lineage: Lineage) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"number": number, "share": share, "duration": duration}
+    environment.globals |= {"counted": counted}
     environment.globals |= {"interval": interval, "needed_ess": partial(figures.needed_ess, gate=lineage.config.gate)}
     level = EvidenceLevel(evidence.evidence_level)
     order = list(VERDICTS)
@@ -124,6 +126,9 @@ def _render(evidence: Evidence, decision: Decision, lineage: Lineage) -> str:
         calibration=figures.calibrations(evidence.trust.calibrations) if evidence.trust.calibrations else None,
         curves=figures.learning_curves(evidence.curves) if evidence.curves else None,
         ab=figures.ab_difference(evidence.ab) if evidence.ab else None,
+        judged=[(label, _ledger_notes(label)) for label in evidence.ledger.labels] if evidence.ledger else [],
+        contrasts=CONTRASTS,
+        predictions=_predictions(evidence, lineage.run),
         stages=tuple(dict.fromkeys((*lineage.stages, *evidence.seconds))),
         longest=max(evidence.seconds.values(), default=0.0),
     )
@@ -179,3 +184,34 @@ def _panels(evidence: Evidence, lineage: Lineage) -> list[_Panel]:
                 )
             )
     return panels
+
+
+def _ledger_notes(summary: LabelSummary) -> list[str]:
+    """What to know before reading how right offline estimates were about A/Bs of a label, in sentences."""
+    n, undecided = summary.n, summary.n_undecided
+    notes = []
+    if n < FEW:
+        so_far = "no sound A/B" if n == 0 else "one A/B" if n == 1 else f"{n} A/Bs"
+        notes.append(f"Only {so_far} of this kind so far: too few to tell how right the estimates are.")
+    if summary.label == "simulated in a world model":
+        notes.append("The users were simulated by a learned model: weaker evidence, which counts for no other kind.")
+    if undecided:
+        notes.append(f"Undecided, since the interval holds 0, and in neither share: {undecided} of {n}.")
+    if summary.n_unsound:
+        notes.append(f"Left out, since users did not come to the arms as planned: {summary.n_unsound} more.")
+    if n > summary.n_logs:
+        logs = "one log" if summary.n_logs == 1 else f"{summary.n_logs} logs"
+        notes.append(
+            f"The estimates come from {logs}: those of one log depend on each other, so intervals are too narrow."
+        )
+    return notes
+
+
+def _predictions(evidence: Evidence, run: str) -> figures.Figure | None:
+    """What the gating estimator predicted against the A/Bs; None where it predicted nothing yet."""
+    labels = evidence.ledger.labels if evidence.ledger else ()
+    scores = [score for label in labels for score in label.scores]
+    drawn = [score for score in scores if score.points and score.estimand is Estimand.ONE_REQUEST]
+    if isinstance(evidence.gating, PolicyValue):
+        drawn = [score for score in drawn if score.judge == evidence.gating.estimator]
+    return figures.ledger_points(drawn, run=run) if drawn else None

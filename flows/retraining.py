@@ -9,7 +9,7 @@ from components.interactions.importers import table
 from flows import platform_stages, stages
 from flows.config import LoopConfig, source_path
 from flows.lineage import digest_of, folder_digest
-from flows.run_folder import leave_run_folder
+from flows.run_folder import enter_in_ledger, leave_run_folder
 from flows.run_record import RunSummary
 from flows.settings import PlatformSettings
 from flows.stage_store import StageRef
@@ -49,8 +49,9 @@ def retraining(
     gate = run(stages.judge_evidence, checked=checked, split=split, world=world, estimates=estimates, ab=ab)
     package = run(platform_stages.package_policy, dataset=dataset, policy=policy, baseline=baseline, gate=gate)
     reference = run(platform_stages.write_reference, split=split, users=users)
+    ledger = enter_in_ledger(run, settings.home)
 
-    summary = leave_run_folder(run, version=version, package=package, reference=reference)
+    summary = leave_run_folder(run, version=version, package=package, reference=reference, ledger=ledger)
     for name, markdown in summary.artifacts().items():
         publish(name, markdown)
     return summary.run

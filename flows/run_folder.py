@@ -11,11 +11,14 @@ from components.errors import InputError
 from components.evaluation.policy_value import NotIdentified, PolicyValue
 from components.evaluation.world_model_trust import WorldModelTrust
 from components.experiment.ab import AbResult
+from components.experiment.evidence import GateEvidence
 from components.experiment.gate import Decision
-from components.interactions.contract import Manifest
+from components.experiment.ledger import LedgerSummary, enter
+from components.interactions.contract import Manifest, Reward
 from components.interactions.log_folder import open_log, replace_folder
 from components.interactions.splits import HOLDOUT, TEST, TRAIN, VALIDATION
 from components.validation.checks import DataChecks
+from flows.ledger_store import add_entry, read_ledger, summary_around
 from flows.lineage import code_digest, git_commit, lock_digest
 from flows.report import write_report
 from flows.run_record import Evidence, Lineage, Package, Release, RunSummary, SplitSummary, outcome_of
@@ -51,12 +54,37 @@ class FinishedRun:
         return texts
 
 
-def leave_run_folder(run: Run, *, version: StageRef, package: StageRef, reference: StageRef) -> FinishedRun:
+def enter_in_ledger(run: Run, home: Path) -> LedgerSummary:
+    """Put what was predicted of the run's challenger beside its A/B; returns how right predictions were until now.
+
+    Raises:
+        InputError: the ledger cannot be written, or an entry is damaged.
+    """
+    stages = {name: ref.path for name, ref in run.stages.items()}
+    manifest = open_log(stages["import-data"] / "log").manifest
+    entry = enter(
+        GateEvidence.model_validate_json((stages["gate"] / "evidence.json").read_bytes()),
+        Estimates.model_validate_json((stages["estimates"] / "estimates.json").read_bytes()).estimates,
+        run.config.gate,
+        run=run.folder.name,
+        started=run.started,
+        loop=run.config.loop,
+        source=manifest.source,
+        reward=reward_line(manifest.reward),
+        data_digest=manifest.content_digest,
+    )
+    add_entry(home, entry)
+    return summary_around(entry, read_ledger(home))
+
+
+def leave_run_folder(
+    run: Run, *, version: StageRef, package: StageRef, reference: StageRef, ledger: LedgerSummary
+) -> FinishedRun:
     """Gather a run's results into its folder, in one rename."""
     stages = {name: ref.path for name, ref in run.stages.items()}
     manifest = open_log(stages["import-data"] / "log").manifest
     decision = read_decision(stages["gate"])
-    evidence = _evidence(run, manifest, stages)
+    evidence = _evidence(run, manifest, stages, ledger)
     lineage = _lineage(run, manifest, version.path, package.path)
     summary = RunSummary(
         run=run.folder.name,
@@ -127,11 +155,10 @@ def _read_summary(file: Path) -> RunSummary:
         raise InputError(f"{file}: is no run's summary: {where}: {first['msg']}") from None
 
 
-def _evidence(run: Run, manifest: Manifest, stages: dict[str, Path]) -> Evidence:
+def _evidence(run: Run, manifest: Manifest, stages: dict[str, Path], ledger: LedgerSummary) -> Evidence:
     estimates = Estimates.model_validate_json((stages["estimates"] / "estimates.json").read_bytes())
     splits = [stages["split"] / name for name in (TRAIN, VALIDATION, TEST, HOLDOUT)]
     logs = {folder.name: open_log(folder) for folder in splits if folder.exists()}
-    weights = " + ".join(f"{weight:g} × {signal}" for signal, weight in manifest.reward.weights.items())
     learned = ("user-model", "behavior", "world-model", "policy", "baseline")
     return Evidence(
         loop=run.config.loop,
@@ -139,7 +166,7 @@ def _evidence(run: Run, manifest: Manifest, stages: dict[str, Path]) -> Evidence
         limits=manifest.limits,
         evidence_level=manifest.evidence.value,
         ratio_assumption=manifest.ratio_assumption.value,
-        reward=f"{manifest.reward.name} version {manifest.reward.version}: {weights}",
+        reward=reward_line(manifest.reward),
         data=DataChecks.model_validate_json((stages["validate"] / "checks.json").read_bytes()),
         splits=tuple(
             SplitSummary(
@@ -157,6 +184,7 @@ def _evidence(run: Run, manifest: Manifest, stages: dict[str, Path]) -> Evidence
         cap_sensitivity=estimates.cap_sensitivity,
         ranking=estimates.ranking,
         ab=AbResult.model_validate_json((stages["ab-test"] / "ab.json").read_bytes()),
+        ledger=ledger,
         seconds={
             name: StageManifest.model_validate_json((folder / MANIFEST).read_bytes()).seconds
             for name, folder in stages.items()
@@ -183,6 +211,12 @@ def _lineage(run: Run, manifest: Manifest, version: Path, package: Path) -> Line
         policy_tag=packaged.policy_tag,
         bento_tag=packaged.bento_tag,
     )
+
+
+def reward_line(reward: Reward) -> str:
+    """A reward in one line: name, version, weights."""
+    weights = " + ".join(f"{weight:g} × {signal}" for signal, weight in reward.weights.items())
+    return f"{reward.name} version {reward.version}: {weights}"
 
 
 def estimate_line(estimate: PolicyValue | NotIdentified) -> str:

@@ -10,6 +10,7 @@ from components.evaluation.policy_value import Estimate
 from components.evaluation.world_model_trust import WorldModelTrust
 from components.experiment.ab import AbResult
 from components.experiment.gate import Decision
+from components.experiment.ledger import LedgerSummary
 from components.validation.checks import DataChecks
 from flows.config import LoopConfig
 
@@ -83,6 +84,9 @@ class Evidence(BaseModel):
     )
     ranking: tuple[RankingQuality, ...] = ()
     ab: AbResult | None
+    ledger: LedgerSummary | None = Field(
+        default=None, description="How right offline estimates were until this run, itself among them."
+    )
     seconds: dict[str, float] = Field(description="Time that each stage took when it was computed.")
 
 

@@ -458,6 +458,7 @@ def judge_evidence(
         ab=AbResult.model_validate_json((ab / "ab.json").read_bytes()),
     )
     (out / "decision.json").write_text(decide(evidence, config.gate).model_dump_json(indent=2))
+    (out / "evidence.json").write_text(evidence.model_dump_json(indent=2))
 
 
 def read_decision(folder: Path) -> Decision:

@@ -9,9 +9,12 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from flows.numbers import counted, interval, number
+
 if TYPE_CHECKING:
     # These import torch; the command line must answer before that is loaded.
     from components.experiment.gate import Decision, Reason
+    from components.experiment.ledger import LabelSummary
     from flows.benchmarks import Document
     from flows.run_record import RunSummary
 
@@ -71,6 +74,32 @@ def runs_table(runs: Sequence["RunSummary"]) -> Table:
 
 def _outcome(outcome: str) -> Text:
     return Text(f"{OUTCOME_SYMBOLS[outcome]} {outcome.upper()}", _OUTCOME_STYLES[outcome])
+
+
+#: Whom a challenger was compared with offline, by the score's contrast.
+CONTRASTS = {"control": "the A/B's control", "log": "what was logged", "another policy": "another policy"}
+
+
+def ledger_table(summary: "LabelSummary") -> Table:
+    """How right the gate and each estimator were about A/Bs of one label."""
+    counts = ((summary.n, "sound"), (summary.n_undecided, "of them undecided"), (summary.n_unsound, "unsound left out"))
+    title = f"A/Bs, {summary.label}: {', '.join(f'{n} {what}' for n, what in counts if n)}"
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for heading in ("Judge", "Compared with", "A/Bs", "Improved of passed", "Missed of improved", "Correlation"):
+        table.add_column(heading, overflow="fold")
+    for score in summary.scores:
+        right, missed, correlation = score.precision, score.false_negative_rate, score.correlation
+        table.add_row(
+            Text(score.judge),
+            Text(CONTRASTS[score.contrast]),
+            f"{score.n}",
+            "unknown" if right is None else counted(right.count, right.total, right.lower, right.upper),
+            "unknown" if missed is None else counted(missed.count, missed.total, missed.lower, missed.upper),
+            "unknown"
+            if correlation is None
+            else f"{number(correlation.pearson, 2)} ({interval(correlation.lower, correlation.upper, 2)})",
+        )
+    return table
 
 
 def figures_table(document: "Document") -> Table:

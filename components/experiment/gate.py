@@ -116,6 +116,11 @@ def decide(evidence: GateEvidence, config: GateConfig) -> Decision:
     )
 
 
+def decide_offline(evidence: GateEvidence, config: GateConfig) -> Decision:
+    """What the gate says of the same evidence before there is any A/B: hold, or a canary."""
+    return decide(evidence.model_copy(update={"ab": None, "ab_started": False}), config)
+
+
 def _reason(check: str, text: str, *, passed: bool, otherwise: Outcome = Outcome.HOLD) -> Reason:
     return Reason(check=check, passed=passed, allows=Outcome.PROMOTE if passed else otherwise, text=text)
 

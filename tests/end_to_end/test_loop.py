@@ -69,6 +69,13 @@ def test_the_same_command_reuses_every_stage_and_comes_to_the_same_result(first_
     assert again.document["lineage"]["reused"] == list(STAGES)
     assert again.document["lineage"]["policy_digest"] == first_run.document["lineage"]["policy_digest"]
     assert again.document["decision"] == first_run.document["decision"]
+    # What is reused is observed once, however many runs show it.
+    for answer in (first_run, again):
+        (label,) = answer.document["evidence"]["ledger"]["labels"]
+        assert (label["label"], label["n"]) == ("true simulator", 1)
+        assert {point["run"] for score in label["scores"] for point in score["points"]} == {
+            answer.document["run"]["run"]
+        }
 
 
 def test_in_another_home_and_without_a_server_the_weights_are_the_same_bytes(first_run: Answer, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 from components.evaluation.policy_value import Estimand, NotIdentified, PolicyDifference, PolicyValue
 from components.experiment.ab import AbResult
 from components.experiment.evidence import GateEvidence, TrustSummary
-from components.experiment.gate import Decision, GateConfig, Outcome, decide
+from components.experiment.gate import Decision, GateConfig, Outcome, decide, decide_offline
 from components.interactions.contract import RatioAssumption
 
 CONFIG = GateConfig()
@@ -318,3 +318,12 @@ def test_an_ab_in_a_world_model_never_exceeds_canary(given_evidence):
 
 def test_the_outcomes_are_ordered():
     assert list(np.argsort([outcome.rank for outcome in (Outcome.HOLD, Outcome.CANARY, Outcome.PROMOTE)])) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("given_ab", [ab(), ab(lower=-0.3, upper=-0.1, difference=-0.2), ab(sample_ratio_p_value=0.0)])
+def test_the_offline_decision_is_the_one_without_any_ab(given_ab):
+    alone = decide(evidence(ab=None), CONFIG)
+    assert alone.outcome is Outcome.CANARY
+    assert decide_offline(evidence(ab=given_ab), CONFIG) == alone
+    assert decide_offline(evidence(ab=None, ab_started=True), CONFIG) == alone
+    assert decide_offline(evidence(ab=given_ab, data_passed=False), CONFIG).outcome is Outcome.HOLD

@@ -12,11 +12,13 @@ from typing import Any
 import polars as pl
 import pytest
 from click.testing import Result
+from ledger_entries import ab_result, ledger_entry
 from typer.testing import CliRunner
 
 from components.interactions.log_folder import Log, open_log
 from flows.command_line import app
 from flows.config import LoopConfig
+from flows.ledger_store import add_entry
 from flows.run_record import RunSummary
 
 HEAVY = ("torch", "prefect", "great_expectations", "evidently", "bentoml", "polars", "dvc", "scipy", "matplotlib")
@@ -168,6 +170,31 @@ def test_a_damaged_summary_is_named(place: Path) -> None:
     write_run(place / "runs", "shop-1", "2026-01-01T00:00:00Z")
     (place / "runs" / "shop-1" / "run.json").write_text('{"run": 1')
     assert "shop-1/run.json: is no run's summary" in refused("runs")
+
+
+def test_the_ledger_is_shown_and_a_later_ab_recorded_in_it(place: Path) -> None:
+    assert call("ledger").stdout == "The ledger is empty: each run makes an entry.\n"
+    for day in (0, 1):
+        add_entry(place / "home", ledger_entry(day))
+    assert "No A/B has followed 2 of the predictions yet." in call("ledger").stdout
+    (place / "ab.json").write_text(ab_result(0.3).model_dump_json())
+    assert call("record-ab", "shop-0", place / "ab.json").stdout == "shop-0: live A/B recorded, improvement\n"
+    text = call("ledger").stdout
+    assert "shop, storefront, clicks version 1" in text
+    assert "A/Bs, live: 1 sound" in text
+    assert "No A/B has followed 1 of the predictions yet." in text
+    document = json.loads(call("ledger", "--json").stdout)
+    assert [entry["run"] for entry in document["entries"]] == ["shop-0", "shop-0", "shop-1"]
+    assert [label["n"] for label in document["summaries"][0]["labels"]] == [1]
+
+
+def test_an_ab_that_does_not_fit_and_a_damaged_ledger_are_refused(place: Path) -> None:
+    file = add_entry(place / "home", ledger_entry())
+    (place / "ab.json").write_text(ab_result(0.3, treatment="cem").model_dump_json())
+    assert "ab.json: treatment: is 'cem'; expected 'reinforce'" in refused("record-ab", "shop-0", place / "ab.json")
+    assert "run 'other': 0 runs of the ledger begin so" in refused("record-ab", "other", place / "ab.json")
+    file.write_text("{")
+    assert "shop-0/no-ab/entry.json: document: Invalid JSON" in refused("ledger")
 
 
 Damage = Callable[[Path], None]

@@ -1,6 +1,6 @@
 import pytest
 
-from flows.numbers import duration, interval, number, share
+from flows.numbers import counted, duration, interval, number, share
 
 
 @pytest.mark.parametrize(
@@ -19,6 +19,7 @@ from flows.numbers import duration, interval, number, share
         (share(0.0397, signed=True), "+4.0 %"),
         (share(-0.0188, signed=True), "−1.9 %"),
         (share(1.0), "100 %"),
+        (counted(4, 5, 0.2836, 0.9949), "4 of 5 (28.4 % to 99.5 %)"),
         (duration(0.42), "0.4 s"),
         (duration(92), "1 min 32 s"),
         (duration(3_840), "1 h 04 min"),

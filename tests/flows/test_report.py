@@ -4,6 +4,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from ledger_entries import ab_result, ledger_entry
 
 from components.errors import InputError
 from components.evaluation.cap_sensitivity import CapPoint, CapSensitivity
@@ -12,6 +13,7 @@ from components.evaluation.world_model_trust import Calibration, GeneratedAgains
 from components.experiment.ab import AbResult
 from components.experiment.evidence import GateEvidence, TrustSummary
 from components.experiment.gate import Decision, GateConfig, decide
+from components.experiment.ledger import LedgerEntry, LedgerSummary, summarize
 from components.interactions.contract import RatioAssumption
 from components.validation.checks import BadRow, DataChecks
 from components.validation.data_docs import ExpectationResult
@@ -427,3 +429,75 @@ def test_a_page_replaces_an_older_one_and_leaves_nothing_beside_it(tmp_path: Pat
 def test_a_page_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"missing/report\.html: cannot be written"):
         write_report(IDENTIFIED, decision_on(IDENTIFIED), LINEAGE, tmp_path / "missing" / "report.html")
+
+
+def ledger(*entries: LedgerEntry) -> LedgerSummary:
+    (summary,) = summarize(entries)
+    return summary
+
+
+def panel(summary: LedgerSummary | None, folder: Path) -> str:
+    """The text of the ledger's part of the page."""
+    page = written(IDENTIFIED.model_copy(update={"ledger": summary}), folder)
+    return Reader(page[page.index('<section id="ledger">') : page.index('<section id="lineage">')]).text
+
+
+def test_the_ledger_has_one_table_for_each_kind_of_ab_with_counts_and_intervals(tmp_path: Path) -> None:
+    weak = "simulated in a world model"
+    entries = [ledger_entry(day, offline=0.1 * day, ab=ab_result(0.1 * day)) for day in range(6)]
+    entries += [
+        ledger_entry(6, offline=-0.2, ab=ab_result(0.4), passed=False),
+        ledger_entry(7, ab=ab_result(0.3, weak)),
+    ]
+    text = panel(ledger(*entries), tmp_path)
+    live, simulated = text.index("A/Bs: live"), text.index(f"A/Bs: {weak}")
+    assert live < simulated
+    assert "Only 7 A/Bs of this kind so far: too few" in text[live:simulated]
+    assert "in neither share: 2 of 7" in text[live:simulated]
+    assert "the gate, before the A/B what was logged7 4 of 4 (39.8 % to 100 %) 1 of 5 (0.5 % to 71.6 %)" in text[
+        live:simulated
+    ].replace("\N{NO-BREAK SPACE}", " ")
+    assert "Only one A/B of this kind so far: too few" in text[simulated:]
+    assert "weaker evidence, which counts for no other kind" in text[simulated:]
+    assert "unknown: all were passed" in text[simulated:]
+
+
+def test_enough_abs_of_as_many_logs_need_no_warning_and_fewer_logs_do(tmp_path: Path) -> None:
+    many = [ledger_entry(day, ab=ab_result(0.1 + 0.01 * day)) for day in range(20)]
+    assert "too few" not in panel(ledger(*many), tmp_path)
+    assert "depend on each other" not in panel(ledger(*many), tmp_path)
+    one_log = [entry.model_copy(update={"data_digest": "one"}) for entry in many]
+    assert "The estimates come from one log: those of one log depend on each other" in panel(ledger(*one_log), tmp_path)
+
+
+def test_predictions_are_drawn_against_their_abs_with_this_run_marked(tmp_path: Path) -> None:
+    own = ledger_entry(1, offline=0.0471, ab=ab_result(0.3), run=LINEAGE.run)
+    text = panel(ledger(ledger_entry(0, ab=ab_result()), own), tmp_path)
+    assert "The diamond is this run: offline +0.0471, in the A/B +0.300." in text
+    assert "live: 2 A/Bs" in text
+    assert "The diamond" not in panel(ledger(ledger_entry(0, ab=ab_result())), tmp_path)
+
+
+def test_a_ledger_without_predictions_has_a_table_and_no_drawing(tmp_path: Path) -> None:
+    summary = ledger(ledger_entry(0, ab=ab_result(), offline=0.1).model_copy(update={"offline": (), "passed": False}))
+    assert "1 of 1 (2.5 % to 100 %)" in panel(summary, tmp_path).replace("\N{NO-BREAK SPACE}", " ")
+    page = written(IDENTIFIED.model_copy(update={"ledger": summary}), tmp_path)
+    assert 'id="ledger-' not in page
+
+
+@pytest.mark.parametrize("summary", [None, ledger(ledger_entry())], ids=["no ledger", "no A/B"])
+def test_a_ledger_without_abs_says_so(summary: LedgerSummary | None, tmp_path: Path) -> None:
+    assert "No A/B has followed an offline estimate yet." in panel(summary, tmp_path)
+
+
+def test_a_page_with_a_ledger_is_the_same_bytes_again_and_its_ids_are_unique(tmp_path: Path) -> None:
+    entries = [
+        ledger_entry(day, ab=ab_result(0.1 * day, label))
+        for day, label in enumerate(("live", "true simulator", "live"))
+    ]
+    evidence = IDENTIFIED.model_copy(update={"ledger": ledger(*entries)})
+    again = Evidence.model_validate_json(evidence.model_dump_json())
+    page = written(evidence, tmp_path)
+    assert written(again, tmp_path) == page
+    ids = Reader(page).ids
+    assert len(set(ids)) == len(ids)

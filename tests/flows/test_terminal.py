@@ -3,11 +3,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from ledger_entries import ab_result, ledger_entry
 from rich.console import Console, RenderableType
 
 from components.experiment.gate import Decision, Outcome, Reason
+from components.experiment.ledger import summarize
 from flows.run_record import RunSummary
-from flows.terminal import decision_panel, runs_table
+from flows.terminal import decision_panel, ledger_table, runs_table
 
 DECISION = Decision(
     outcome=Outcome.HOLD,
@@ -52,3 +54,18 @@ def test_the_table_of_runs_keeps_every_outcome_and_fits(width: int) -> None:
     text = shown(runs_table(runs), width)
     assert all(outcome.value.upper() in text for outcome in Outcome)
     assert max(map(len, text.splitlines())) <= width
+
+
+@pytest.mark.parametrize("width", [60, 120])
+def test_the_table_of_the_ledger_keeps_every_count_and_fits(width: int) -> None:
+    entries = [ledger_entry(day, offline=0.1 * day, ab=ab_result(0.1 * day)) for day in range(6)]
+    entries.append(ledger_entry(6, offline=-0.1, ab=ab_result(0.4), passed=False))
+    entries.append(ledger_entry(7, ab=ab_result(0.4, sample_ratio_p_value=1e-9)))
+    ((label,),) = (summary.labels for summary in summarize(entries))
+    text = shown(ledger_table(label), width)
+    assert "A/Bs, live: 7 sound, 2 of them undecided, 1 unsound left out" in " ".join(text.split())
+    assert max(map(len, text.splitlines())) <= width
+    if width == 120:
+        gate, estimator = (line for line in text.splitlines() if line.startswith(("gate", "one-request")))
+        assert re.search(r"what was logged +7 +4 of 4 .* 1 of 5 ", gate)
+        assert re.search(r"the A/B's control +7 +4 of 4 .* 1 of 5 .* 0\.\d+ \(", estimator)
