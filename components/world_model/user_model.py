@@ -252,30 +252,6 @@ class UserModel(nn.Module):
         return torch.sigmoid(self.click_logits(state, slates) + self.clicks_above * above)
 
     @torch.no_grad()
-    def expected_responses(
-        self, state: SessionState, slates: Int[Tensor, "B K"]
-    ) -> tuple[Float[Tensor, "B K"], Float[Tensor, "B K"]]:
-        """Exact probabilities of a click and of a purchase at each position, nothing yet answered.
-
-        Per position the chance of a click depends on the number of clicks above alone, so the distribution of that
-        number is carried down the slate.
-        """
-        if self.responses == "choice":
-            clicks = self._choice_log_probs(state, slates)[:, :-1].exp()
-        else:
-            logits = self.click_logits(state, slates)
-            n_positions = slates.shape[1]
-            counts = torch.arange(n_positions + 1, dtype=logits.dtype)
-            clicks = torch.zeros_like(logits)
-            above = functional.one_hot(torch.zeros(len(slates), dtype=torch.long), n_positions + 1).float()
-            for position in range(n_positions):
-                click = above * torch.sigmoid(logits[:, position, None] + self.clicks_above * counts)
-                clicks[:, position] = click.sum(1)
-                above = above - click + functional.pad(click[:, :-1], (1, 0))
-        bought = torch.sigmoid(self.encoder.purchase_logits(state, slates))
-        return clicks, clicks * bought * self.sells
-
-    @torch.no_grad()
     def sample_responses(
         self, state: SessionState, slates: Int[Tensor, "B K"], generator: torch.Generator
     ) -> tuple[Float[Tensor, "B K"], Float[Tensor, "B K"], Bool[Tensor, " B"]]:

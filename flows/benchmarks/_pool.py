@@ -16,7 +16,7 @@ import torch
 from components.agents.reinforce import ReinforceConfig, train_reinforce
 from components.environments import storefront
 from components.environments.interface import Environment, State
-from components.environments.irecgan_mdp import IRecGanMdp
+from components.environments.irecgan_mdp import IRecGanMdp, MdpState
 from components.environments.rollout import log_rows, rollout
 from components.interactions.contract import Evidence, Feature, Manifest, RatioAssumption
 from components.interactions.log_folder import write_log
@@ -123,7 +123,7 @@ MDP_TRAINING = ReinforceConfig(
 )
 
 
-def mdp_pool(folder: Path, n_members: int = N_MEMBERS) -> Pool[object]:  # type: ignore[type-var]
+def mdp_pool(folder: Path, n_members: int = N_MEMBERS) -> Pool[MdpState]:
     """The 10-state MDP's pool: tabular policies, each with a user model of a log of its own."""
     mdp = IRecGanMdp(n_states=N_STATES, n_items=N_ITEMS, slate_size=SLATE, seed=7)
     behavior = _table()
@@ -136,7 +136,7 @@ def mdp_pool(folder: Path, n_members: int = N_MEMBERS) -> Pool[object]:  # type:
         training = MDP_TRAINING.model_copy(update={"iterations": 20 + 5 * seed})
         train_reinforce(policy, mdp, torch.zeros(1, dtype=torch.long), None, training, seed, silent)
         members.append(Member(policy, users, _between(policy, behavior)))
-    return Pool("mdp", mdp, behavior, 0, MDP_STEPS, tuple(members))  # type: ignore[arg-type]
+    return Pool("mdp", mdp, behavior, 0, MDP_STEPS, tuple(members))
 
 
 def _table() -> TabularSlatePolicy:
