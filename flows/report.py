@@ -117,6 +117,11 @@ def _render(evidence: Evidence, decision: Decision, lineage: Lineage) -> str:
         expectations=sorted(evidence.data.expectations, key=lambda result: result.success),
         panels=_panels(evidence, lineage),
         calibration=figures.calibrations(evidence.trust.calibrations) if evidence.trust.calibrations else None,
+        probes=(
+            figures.exploit_probes(evidence.probes.probes, challenger=evidence.probes.challenger)
+            if evidence.probes.probes
+            else None
+        ),
         curves=figures.learning_curves(evidence.curves) if evidence.curves else None,
         ab=figures.ab_difference(evidence.ab) if evidence.ab else None,
         stages=tuple(dict.fromkeys((*lineage.stages, *evidence.seconds))),

@@ -3,6 +3,7 @@
 A stage is a function of its upstream folders and the configuration; whatever it writes into `out` is its result.
 """
 
+import copy
 import shutil
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -23,6 +24,14 @@ from components.environments import storefront
 from components.environments.interface import Environment
 from components.environments.rollout import LEARNED_FEEDBACK, rollout
 from components.errors import InputError
+from components.evaluation.exploit_probes import (
+    ExploitProbes,
+    Probe,
+    judge_exploit,
+    probe_parts,
+    probe_policy,
+    rank_agreement,
+)
 from components.evaluation.literature_ncis import literature_ncis
 from components.evaluation.logged_policy import (
     choose_strength,
@@ -31,8 +40,11 @@ from components.evaluation.logged_policy import (
     ranking_quality,
 )
 from components.evaluation.ncis import one_request_ncis
-from components.evaluation.policy_value import Estimand, Estimate, NotIdentified, identify
+from components.evaluation.policy_value import Estimand, Estimate, NotIdentified, PolicyValue, identify
 from components.evaluation.session_ncis import session_ncis
+from components.evaluation.support import SupportDistance, support_distance
+from components.evaluation.trust_score import TrustScore, trust_score
+from components.evaluation.two_sample import two_sample_test
 from components.evaluation.weights import ess_floor
 from components.evaluation.world_model_trust import (
     WorldModelTrust,
@@ -41,11 +53,12 @@ from components.evaluation.world_model_trust import (
     judge_trust,
     response_calibrations,
 )
+from components.evaluation.world_model_value import item_rewards
 from components.experiment.ab import AbLabel, AbResult, analyze_ab, assign_arm
 from components.experiment.evidence import GateEvidence, TrustSummary
 from components.experiment.gate import Decision, decide
 from components.interactions.as_of import write_known_by
-from components.interactions.batching import SessionReader
+from components.interactions.batching import SessionReader, SessionTable
 from components.interactions.contract import Evidence as EvidenceLevel
 from components.interactions.contract import Manifest, RatioAssumption
 from components.interactions.covisitation import count_covisitation
@@ -54,10 +67,11 @@ from components.interactions.log_folder import Log, open_log
 from components.interactions.splits import HOLDOUT, TEST, TRAIN, VALIDATION, split_log
 from components.interactions.vocabulary import Vocabulary
 from components.policies.policy_folder import PolicyDescription, StoredPolicy, load_policy, save_policy, shape_of
+from components.policies.probe_policies import ConstantPolicy, InvertedPolicy
 from components.policies.ranking_policy import NeuralSlatePolicy, RankingPolicy
 from components.policies.request_features import RequestFeatures
 from components.policies.session_encoder import EncoderShape, SessionEncoder
-from components.policies.slate_policy import SlatePolicy
+from components.policies.slate_policy import SlatePolicy, UniformPolicy
 from components.validation.checks import DataChecks, validate
 from components.world_model.adversarial import train_adversarially
 from components.world_model.discriminator import Discriminator
@@ -70,6 +84,11 @@ from flows.run_record import Curve, RankingQuality, Release
 from flows.stage_store import stage
 
 POLICY, BASELINE = "reinforce", "cem"
+#: Test sessions, drawn at random, at whose requests the world model says what policies are worth: there its values vary
+#: little, unlike those of the log.
+PROBED_SESSIONS = 2_000
+#: Steps from the logging policy (0) to the trained one (1) at which milder forms of the challenger are probed.
+PROBED_STRENGTHS = (0.25, 0.5, 1.0)
 CURVES = "curves.json"
 #: Training sessions on which request features are standardised.
 STANDARDIZING_SESSIONS = 4_096
@@ -179,7 +198,7 @@ def fit_world_model(
     )
     progress("judging the world model", 1.0)
     trust = _judge_world_model(
-        config, world, logging_policy, stored.vocabulary, test, rounds[-1].discriminator_accuracy if rounds else None
+        config, stored, logging_policy, test, rounds[-1].discriminator_accuracy if rounds else None
     )
     (out / "trust.json").write_text(trust.model_dump_json(indent=2))
 
@@ -268,30 +287,43 @@ class Estimates(BaseModel):
 
     gating: Estimate
     estimates: tuple[Estimate, ...]
+    support: tuple[SupportDistance, ...]
     ranking: tuple[RankingQuality, ...]
 
 
 @stage("estimates", "candidates", "slate_size")
 def estimate_policies(
-    config: LoopConfig, split: Path, world: Path, policy: Path, baseline: Path, out: Path, progress: Progress
+    config: LoopConfig,
+    split: Path,
+    behavior: Path,
+    world: Path,
+    policy: Path,
+    baseline: Path,
+    out: Path,
+    progress: Progress,
 ) -> None:
     """Off-policy estimates of every policy on the held-out test log, or the reason why there can be none."""
     log = open_log(split / TEST)
+    logging = load_policy(behavior).policy
     estimates: list[Estimate] = []
+    support: list[SupportDistance] = []
     ranking: list[RankingQuality] = []
     for number, folder in enumerate((policy, baseline)):
         stored = load_policy(folder)
         name = stored.description.name
         progress(f"estimating {name}", number / 2)
         reader = SessionReader(log, stored.description.vocabulary)
-        estimates.extend(estimate(log, reader, stored.policy, name))
+        made = estimate(log, reader, stored.policy, name)
+        estimates.extend(made)
+        if isinstance(made[0], PolicyValue):
+            support.append(support_distance(made[0], stored.policy, logging, _probed_sessions(config, reader)))
         if log.manifest.responses == "choice":
             environment = _world_model(config, load_user_model(world), reader)
             ranking.append(
                 RankingQuality(policy=name, **asdict(ranking_quality(stored.policy, reader, environment, config.seed)))
             )
     gating = next(part for part in estimates if part.policy == POLICY and part.estimand is Estimand.ONE_REQUEST)
-    record = Estimates(gating=gating, estimates=tuple(estimates), ranking=tuple(ranking))
+    record = Estimates(gating=gating, estimates=tuple(estimates), support=tuple(support), ranking=tuple(ranking))
     (out / "estimates.json").write_text(record.model_dump_json(indent=2))
 
 
@@ -310,6 +342,90 @@ def estimate(log: Log, reader: SessionReader, policy: NeuralSlatePolicy | Rankin
     return [
         part.model_copy(update={"unknown_share": 1.0 - part.n_requests / log.manifest.n_requests}) for part in estimates
     ]
+
+
+@stage("probes", "trust", "gate", "candidates", "slate_size")
+def probe_world_model(
+    config: LoopConfig,
+    split: Path,
+    behavior: Path,
+    world: Path,
+    policy: Path,
+    baseline: Path,
+    estimates: Path,
+    out: Path,
+    progress: Progress,
+) -> None:
+    """Ask world model and log what policies are worth that look for the model's errors; score the trust in it."""
+    log = open_log(split / TEST)
+    stored, challenger = load_user_model(world), load_policy(policy)
+    reader = SessionReader(log, stored.vocabulary)
+    name = challenger.description.name
+    trust = WorldModelTrust.model_validate_json((world / "trust.json").read_bytes())
+    probes: tuple[Probe, ...] = ()
+    if isinstance(Estimates.model_validate_json((estimates / "estimates.json").read_bytes()).gating, PolicyValue):
+        probes = _probe(
+            config, stored, reader, load_policy(behavior).policy, challenger, load_policy(baseline), progress
+        )
+    own = next((probe for probe in probes if probe.policy == name), None)
+    record = ExploitProbes(
+        challenger=name,
+        probes=probes,
+        agreement=rank_agreement(probes) if probes else None,
+        verdict=None if own is None else judge_exploit(own, config.trust),
+    )
+    score = trust_score((*trust.parts, *probe_parts(record.probes, record.agreement, name, config.trust)))
+    (out / "probes.json").write_text(record.model_dump_json(indent=2))
+    (out / "trust_score.json").write_text(score.model_dump_json(indent=2))
+
+
+def _probe(
+    config: LoopConfig,
+    stored: StoredUserModel,
+    reader: SessionReader,
+    logging: SlatePolicy,
+    challenger: StoredPolicy,
+    baseline: StoredPolicy,
+    progress: Progress,
+) -> tuple[Probe, ...]:
+    """The policies that may serve, the logging policy, and the probes."""
+    slate_size, n_requests = logging.slate_size, reader.log.manifest.n_requests
+    sessions, reward = _probed_sessions(config, reader), reader.log.manifest.reward
+    items = item_rewards(stored.user_model, reward, sessions)
+    policies: dict[str, SlatePolicy] = {
+        challenger.description.name: challenger.policy,
+        baseline.description.name: baseline.policy,
+        "logging policy": logging,
+        "random": UniformPolicy(slate_size),
+        "constant": ConstantPolicy(slate_size, items.mean, items.n_requests),
+        "inverted logging": InvertedPolicy(logging),
+    }
+    if isinstance(challenger.policy, NeuralSlatePolicy):
+        for strength in PROBED_STRENGTHS:
+            tempered = copy.deepcopy(challenger.policy)
+            tempered.strength.fill_(strength)
+            policies[f"{challenger.description.name} at {strength:g}"] = tempered
+    probes = []
+    for number, (name, policy) in enumerate(policies.items()):
+        progress(f"probing the world model with {name}", number / len(policies))
+        probes.append(
+            probe_policy(
+                policy,
+                name,
+                user_model=stored.user_model,
+                logging=logging,
+                reader=reader,
+                sessions=sessions,
+                ratio=RatioAssumption.FULL_SLATE,
+                needed_ess=ess_floor(n_requests, config.gate.ess_floor_requests, config.gate.ess_floor_share),
+                seed=config.seed,
+            )
+        )
+    return tuple(probes)
+
+
+def _probed_sessions(config: LoopConfig, reader: SessionReader) -> SessionTable:
+    return reader.sample(PROBED_SESSIONS, torch.Generator().manual_seed(config.seed))
 
 
 @stage("ab-test", "ab", "source", "candidates", "slate_size", "encoder", "user_model")
@@ -376,7 +492,7 @@ def judge_evidence(
     config: LoopConfig,
     checked: Path,
     split: Path,
-    world: Path,
+    probes: Path,
     estimates: Path,
     ab: Path,
     out: Path,
@@ -385,7 +501,7 @@ def judge_evidence(
     """The gate: a pure function of the records that the stages left."""
     progress("deciding", 0.0)
     data = DataChecks.model_validate_json((checked / "checks.json").read_bytes())
-    trust = WorldModelTrust.model_validate_json((world / "trust.json").read_bytes())
+    trust = TrustScore.model_validate_json((probes / "trust_score.json").read_bytes())
     judged = Estimates.model_validate_json((estimates / "estimates.json").read_bytes())
     evidence = GateEvidence(
         challenger=judged.gating.policy,
@@ -394,7 +510,8 @@ def judge_evidence(
         ratio_assumption=open_log(split / TEST).manifest.ratio_assumption,
         data_passed=data.passed,
         data_text=f"{data.n_requests:,} requests were checked and {data.n_quarantined:,} put aside.",
-        trust=TrustSummary(passed=trust.passed, reasons=trust.reasons),
+        trust=TrustSummary(passed=trust.passed, score=trust.score, weakest=trust.weakest, reasons=trust.reasons),
+        exploit=ExploitProbes.model_validate_json((probes / "probes.json").read_bytes()).verdict,
         offline=judged.gating,
         ab=AbResult.model_validate_json((ab / "ab.json").read_bytes()),
     )
@@ -496,27 +613,30 @@ def _world_model(config: LoopConfig, stored: StoredUserModel, reader: SessionRea
 
 def _judge_world_model(
     config: LoopConfig,
-    world: WorldModel,
-    behavior: NeuralSlatePolicy | RankingPolicy,
-    vocabulary: Vocabulary,
+    stored: StoredUserModel,
+    logging: SlatePolicy,
     test: SessionReader,
     discriminator_accuracy: float | None,
 ) -> WorldModelTrust:
-    model = world.user_model
+    """The trust report, with sessions generated over the requests of test sessions: only who answers differs."""
+    model, world = stored.user_model, _world_model(config, stored, test)
     generator = torch.Generator().manual_seed(config.seed)
-    users = torch.randint(world.n_users, (config.trust.sessions,), generator=generator)
-    generated = rollout(world, behavior, users, generator, config.ab.max_steps)
+    replayed = torch.randperm(world.n_users, generator=generator)[: config.trust.sessions]
+    real = world.pool.batch(replayed).first_steps(config.ab.max_steps)
+    generated = rollout(world, logging, replayed, generator, config.ab.max_steps)
     likelihood = evaluate_likelihood(model, test)
+    with_reward = test.log.manifest.slate_size > 0
     return judge_trust(
         click_nats=likelihood.per_click,
-        baseline=baseline_nats(model, test, vocabulary.counts()),
+        baseline=baseline_nats(model, test, stored.vocabulary.counts()),
         calibrations=response_calibrations(model, test),
         sessions=compare_sessions(
             [batch.first_steps(config.ab.max_steps) for batch in test.batches(1_024)],
             generated,
-            with_reward=test.log.manifest.slate_size > 0,
+            with_reward=with_reward,
         ),
-        with_reward=test.log.manifest.slate_size > 0,
+        two_sample=two_sample_test(real, generated, np.random.default_rng(config.seed)),
+        with_reward=with_reward,
         discriminator_accuracy=discriminator_accuracy,
         config=config.trust,
     )
