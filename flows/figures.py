@@ -14,6 +14,7 @@ from xml.etree import ElementTree
 from markupsafe import Markup
 
 from components.evaluation.cap_sensitivity import CapSensitivity
+from components.evaluation.exploit_probes import Probe
 from components.evaluation.policy_value import Estimand, PolicyValue
 from components.evaluation.weights import ess_floor
 from components.evaluation.world_model_trust import Calibration
@@ -199,6 +200,54 @@ def calibrations(parts: Sequence[Calibration]) -> Figure:
             f"What the world model predicts against what happened on sessions it never saw: {errors}. "
             "On the dashed diagonal the two agree.",
         )
+
+
+def exploit_probes(probes: Sequence[Probe], *, challenger: str) -> Figure:
+    """Each policy's value by the world model (diamond) and by the log (dot with its interval), joined by the gap.
+
+    Args:
+        probes: at least one.
+        challenger: the policy that is drawn in the accent color.
+    """
+    n = len(probes)
+    top, bottom, row = 0.4, 0.5, 0.5
+    height = top + n * row + bottom
+    with _canvas(_WIDTH, height) as canvas:
+        axes = canvas.add_axes((0.235, bottom / height, 0.365, n * row / height))
+        axes.set(ylim=(n - 0.5, -0.5), yticks=[], xlabel="Reward per request")
+        axes.locator_params(axis="x", nbins=6)
+        axes.spines["left"].set_visible(False)
+        for position, probe in enumerate(probes):
+            color = _ACCENT if probe.policy == challenger else _INK
+            log, counts = probe.log_value, probe.weighed
+            axes.plot([log.value, probe.model_value], [position, position], ":", color=color, linewidth=1.2, zorder=1)
+            _interval(axes, position, log.value, log.lower if counts else None, log.upper if counts else None, color)
+            axes.plot(
+                [probe.model_value], [position], "D", color=color, markerfacecolor="white", markersize=6, zorder=4
+            )
+            role = "challenger" if probe.policy == challenger else f"{probe.support.divergence:.2f} nats away"
+            _beside(axes, position, -0.03, "right", _short(probe.policy), role, color)
+            size = f"ESS {log.effective_sample_size:,.0f}{'' if counts else ', too few to count'}"
+            _beside(axes, position, 1.04, "left", _gap_text(probe), size, _INK)
+        axes.margins(x=0.08)
+        values = "; ".join(
+            f"{probe.policy} {number(probe.model_value)} by the world model, {number(probe.log_value.value)} by the log"
+            for probe in probes
+        )
+        return _finish(
+            canvas,
+            "probes",
+            "Reward per request by the world model (diamond) and by the log (dot; the line is its interval, an open "
+            f"dot has too few effective requests to count): {values}. Where the diamond lies clearly to the right of "
+            "the interval, a policy can live off an error of the world model.",
+        )
+
+
+def _gap_text(probe: Probe) -> str:
+    bounds = (
+        "no interval claimed" if probe.gap_lower is None else interval(probe.gap_lower, probe.gap_upper, 3, signed=True)
+    )
+    return f"gap {number(probe.gap, 3, signed=True)} ({bounds})"
 
 
 def learning_curves(curves: Sequence[Curve]) -> Figure:

@@ -124,6 +124,11 @@ def _render(evidence: Evidence, decision: Decision, lineage: Lineage) -> str:
         panels=_panels(evidence, lineage),
         caps=figures.cap_sensitivity(evidence.cap_sensitivity) if evidence.cap_sensitivity else None,
         calibration=figures.calibrations(evidence.trust.calibrations) if evidence.trust.calibrations else None,
+        probes=(
+            figures.exploit_probes(evidence.probes.probes, challenger=evidence.probes.challenger)
+            if evidence.probes.probes
+            else None
+        ),
         curves=figures.learning_curves(evidence.curves) if evidence.curves else None,
         ab=figures.ab_difference(evidence.ab) if evidence.ab else None,
         judged=[(label, _ledger_notes(label)) for label in evidence.ledger.labels] if evidence.ledger else [],

@@ -42,11 +42,11 @@ def retraining(
     world = run(stages.fit_world_model, split=split, users=users, behavior=behavior)
     policy = run(stages.train_policy, split=split, world=world)
     baseline = run(stages.train_baseline, split=split, world=world)
-    estimates = run(
-        stages.estimate_policies, split=split, behavior=behavior, world=world, policy=policy, baseline=baseline
-    )
+    judged = {"split": split, "behavior": behavior, "world": world, "policy": policy, "baseline": baseline}
+    estimates = run(stages.estimate_policies, **judged)
+    probes = run(stages.probe_world_model, **judged, estimates=estimates)
     ab = run(stages.run_ab, split=split, policy=policy, baseline=baseline)
-    gate = run(stages.judge_evidence, checked=checked, split=split, world=world, estimates=estimates, ab=ab)
+    gate = run(stages.judge_evidence, checked=checked, split=split, probes=probes, estimates=estimates, ab=ab)
     package = run(platform_stages.package_policy, dataset=dataset, policy=policy, baseline=baseline, gate=gate)
     reference = run(platform_stages.write_reference, split=split, users=users)
     ledger = enter_in_ledger(run, settings.home)

@@ -8,7 +8,9 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from components.errors import InputError
+from components.evaluation.exploit_probes import ExploitProbes
 from components.evaluation.policy_value import NotIdentified, PolicyValue
+from components.evaluation.trust_score import TrustScore
 from components.evaluation.world_model_trust import WorldModelTrust
 from components.experiment.ab import AbResult
 from components.experiment.evidence import GateEvidence
@@ -41,7 +43,8 @@ class FinishedRun:
         evidence, decision = self.evidence, self.decision
         texts = {stage: f"{seconds:.1f} s of computing." for stage, seconds in self.seconds.items()}
         texts["validate"] = f"{evidence.data.n_requests:,} requests, {evidence.data.n_quarantined:,} put aside."
-        texts["world-model"] = "\n".join(f"- {reason}" for reason in evidence.trust.reasons)
+        texts["world-model"] = "\n".join(f"- {part.text}" for part in evidence.trust.parts)
+        texts["probes"] = "\n".join(f"- {reason}" for reason in evidence.trust_score.reasons)
         texts["estimates"] = "\n".join(f"- {estimate_line(part)}" for part in evidence.estimates)
         if evidence.ab is not None:
             ab = evidence.ab
@@ -177,11 +180,14 @@ def _evidence(run: Run, manifest: Manifest, stages: dict[str, Path], ledger: Led
             for name, log in logs.items()
         ),
         trust=WorldModelTrust.model_validate_json((stages["world-model"] / "trust.json").read_bytes()),
+        probes=ExploitProbes.model_validate_json((stages["probes"] / "probes.json").read_bytes()),
+        trust_score=TrustScore.model_validate_json((stages["probes"] / "trust_score.json").read_bytes()),
         curves=read_curves(stages[name] for name in learned),
         releases={POLICY: Release.model_validate_json((stages["policy"] / "release.json").read_bytes())},
         gating=estimates.gating,
         estimates=estimates.estimates,
         cap_sensitivity=estimates.cap_sensitivity,
+        support=estimates.support,
         ranking=estimates.ranking,
         ab=AbResult.model_validate_json((stages["ab-test"] / "ab.json").read_bytes()),
         ledger=ledger,

@@ -6,7 +6,10 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from components.evaluation.cap_sensitivity import CapSensitivity
+from components.evaluation.exploit_probes import ExploitProbes
 from components.evaluation.policy_value import Estimate
+from components.evaluation.support import SupportDistance
+from components.evaluation.trust_score import TrustScore
 from components.evaluation.world_model_trust import WorldModelTrust
 from components.experiment.ab import AbResult
 from components.experiment.gate import Decision
@@ -73,6 +76,8 @@ class Evidence(BaseModel):
     data: DataChecks
     splits: tuple[SplitSummary, ...]
     trust: WorldModelTrust
+    probes: ExploitProbes = Field(description="Policies whose value was asked of the world model and of the log.")
+    trust_score: TrustScore = Field(description="Trust in the world model, from its report and the probes.")
     curves: tuple[Curve, ...]
     releases: dict[str, Release] = Field(description="By policy.")
     gating: Estimate = Field(description="One-request NCIS of the challenger: the estimate that gates.")
@@ -81,6 +86,9 @@ class Evidence(BaseModel):
     )
     cap_sensitivity: CapSensitivity | None = Field(
         default=None, description="The challenger's estimate along a grid of caps."
+    )
+    support: tuple[SupportDistance, ...] = Field(
+        default=(), description="How far each policy lies from what the log shows; empty where there are no estimates."
     )
     ranking: tuple[RankingQuality, ...] = ()
     ab: AbResult | None

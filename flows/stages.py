@@ -3,6 +3,7 @@
 A stage is a function of its upstream folders and the configuration; whatever it writes into `out` is its result.
 """
 
+import copy
 import shutil
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -26,6 +27,14 @@ from components.errors import InputError
 from components.evaluation.cap_sensitivity import CapSensitivity, cap_sensitivity
 from components.evaluation.direct_method import SampledSlates, sample_slates
 from components.evaluation.doubly_robust import doubly_robust
+from components.evaluation.exploit_probes import (
+    ExploitProbes,
+    Probe,
+    judge_exploit,
+    probe_parts,
+    probe_policy,
+    rank_agreement,
+)
 from components.evaluation.importance_sampling import (
     importance_sampling,
     per_decision_importance_sampling,
@@ -43,6 +52,9 @@ from components.evaluation.ncis import fixed_cap_ncis, one_request_ncis
 from components.evaluation.point_ncis import point_ncis
 from components.evaluation.policy_value import About, Estimand, Estimate, NotIdentified, PolicyValue, identify
 from components.evaluation.session_ncis import session_ncis
+from components.evaluation.support import SupportDistance, support_distance
+from components.evaluation.trust_score import TrustScore, trust_score
+from components.evaluation.two_sample import two_sample_test
 from components.evaluation.weights import ess_floor
 from components.evaluation.world_model_trust import (
     WorldModelTrust,
@@ -51,11 +63,12 @@ from components.evaluation.world_model_trust import (
     judge_trust,
     response_calibrations,
 )
+from components.evaluation.world_model_value import item_rewards
 from components.experiment.ab import AbLabel, AbResult, analyze_ab, assign_arm
 from components.experiment.evidence import GateEvidence, TrustSummary
 from components.experiment.gate import Decision, decide
 from components.interactions.as_of import write_known_by
-from components.interactions.batching import SessionReader
+from components.interactions.batching import SessionReader, SessionTable
 from components.interactions.contract import Evidence as EvidenceLevel
 from components.interactions.contract import Manifest, RatioAssumption
 from components.interactions.covisitation import count_covisitation
@@ -64,10 +77,11 @@ from components.interactions.log_folder import Log, open_log
 from components.interactions.splits import HOLDOUT, TEST, TRAIN, VALIDATION, split_log
 from components.interactions.vocabulary import Vocabulary
 from components.policies.policy_folder import PolicyDescription, StoredPolicy, load_policy, save_policy, shape_of
+from components.policies.probe_policies import ConstantPolicy, InvertedPolicy
 from components.policies.ranking_policy import NeuralSlatePolicy, RankingPolicy
 from components.policies.request_features import RequestFeatures
 from components.policies.session_encoder import EncoderShape, SessionEncoder
-from components.policies.slate_policy import SlatePolicy
+from components.policies.slate_policy import SlatePolicy, UniformPolicy
 from components.validation.checks import DataChecks, validate
 from components.world_model.adversarial import train_adversarially
 from components.world_model.discriminator import Discriminator
@@ -82,6 +96,11 @@ from flows.stage_store import stage
 POLICY, BASELINE = "reinforce", "cem"
 #: The estimators that the gate reads.
 GATING, CROSS_CHECK = "one-request NCIS", "DR"
+#: Test sessions, drawn at random, at whose requests the world model says what policies are worth: there its values vary
+#: little, unlike those of the log.
+PROBED_SESSIONS = 2_000
+#: Steps from the logging policy (0) to the trained one (1) at which milder forms of the challenger are probed.
+PROBED_STRENGTHS = (0.25, 0.5, 1.0)
 CURVES = "curves.json"
 #: Training sessions on which request features are standardised.
 STANDARDIZING_SESSIONS = 4_096
@@ -191,7 +210,7 @@ def fit_world_model(
     )
     progress("judging the world model", 1.0)
     trust = _judge_world_model(
-        config, world, logging_policy, stored.vocabulary, test, rounds[-1].discriminator_accuracy if rounds else None
+        config, stored, logging_policy, test, rounds[-1].discriminator_accuracy if rounds else None
     )
     (out / "trust.json").write_text(trust.model_dump_json(indent=2))
 
@@ -281,6 +300,7 @@ class Estimates(BaseModel):
     gating: Estimate
     cross_check: Estimate
     estimates: tuple[Estimate, ...]
+    support: tuple[SupportDistance, ...]
     ranking: tuple[RankingQuality, ...]
     cap_sensitivity: CapSensitivity | None
 
@@ -298,10 +318,11 @@ def estimate_policies(
 ) -> None:
     """Off-policy estimates of every policy on the held-out test log, or the reason why there can be none."""
     log = open_log(split / TEST)
+    logging = load_policy(behavior).policy
     estimates: list[Estimate] = []
+    support: list[SupportDistance] = []
     ranking: list[RankingQuality] = []
-    users, logging_policy = load_user_model(world).user_model, load_policy(behavior).policy
-    caps = None
+    users, caps = load_user_model(world).user_model, None
     for number, folder in enumerate((policy, baseline)):
         stored = load_policy(folder)
         name = stored.description.name
@@ -310,8 +331,10 @@ def estimate_policies(
         if (reason := not_identified(log, reader)) is None:
             judged = logged_requests(reader, stored.policy)
             generator = torch.Generator().manual_seed(config.seed)
-            slates = sample_slates(reader, stored.policy, users, log.manifest.reward, generator, logging_policy)
-            estimates.extend(estimate(judged, name, slates))
+            slates = sample_slates(reader, stored.policy, users, log.manifest.reward, generator, logging)
+            made = estimate(judged, name, slates)
+            estimates.extend(made)
+            support.append(support_distance(made[0], stored.policy, logging, _probed_sessions(config, reader)))
             if folder == policy:
                 caps = cap_sensitivity(judged.requests, policy=name, ratio=RatioAssumption.FULL_SLATE)
         else:
@@ -333,6 +356,7 @@ def estimate_policies(
         gating=gating,
         cross_check=cross_check,
         estimates=tuple(estimates),
+        support=tuple(support),
         ranking=tuple(ranking),
         cap_sensitivity=caps,
     )
@@ -368,6 +392,90 @@ def estimate(judged: JudgedRequests, name: str, slates: SampledSlates | None = N
             )
         ]
     return [part.model_copy(update={"unknown_share": 1.0 - part.n_requests / len(judged.known)}) for part in estimates]
+
+
+@stage("probes", "trust", "gate", "candidates", "slate_size")
+def probe_world_model(
+    config: LoopConfig,
+    split: Path,
+    behavior: Path,
+    world: Path,
+    policy: Path,
+    baseline: Path,
+    estimates: Path,
+    out: Path,
+    progress: Progress,
+) -> None:
+    """Ask world model and log what policies are worth that look for the model's errors; score the trust in it."""
+    log = open_log(split / TEST)
+    stored, challenger = load_user_model(world), load_policy(policy)
+    reader = SessionReader(log, stored.vocabulary)
+    name = challenger.description.name
+    trust = WorldModelTrust.model_validate_json((world / "trust.json").read_bytes())
+    probes: tuple[Probe, ...] = ()
+    if isinstance(Estimates.model_validate_json((estimates / "estimates.json").read_bytes()).gating, PolicyValue):
+        probes = _probe(
+            config, stored, reader, load_policy(behavior).policy, challenger, load_policy(baseline), progress
+        )
+    own = next((probe for probe in probes if probe.policy == name), None)
+    record = ExploitProbes(
+        challenger=name,
+        probes=probes,
+        agreement=rank_agreement(probes) if probes else None,
+        verdict=None if own is None else judge_exploit(own, config.trust),
+    )
+    score = trust_score((*trust.parts, *probe_parts(record.probes, record.agreement, name, config.trust)))
+    (out / "probes.json").write_text(record.model_dump_json(indent=2))
+    (out / "trust_score.json").write_text(score.model_dump_json(indent=2))
+
+
+def _probe(
+    config: LoopConfig,
+    stored: StoredUserModel,
+    reader: SessionReader,
+    logging: SlatePolicy,
+    challenger: StoredPolicy,
+    baseline: StoredPolicy,
+    progress: Progress,
+) -> tuple[Probe, ...]:
+    """The policies that may serve, the logging policy, and the probes."""
+    slate_size, n_requests = logging.slate_size, reader.log.manifest.n_requests
+    sessions, reward = _probed_sessions(config, reader), reader.log.manifest.reward
+    items = item_rewards(stored.user_model, reward, sessions)
+    policies: dict[str, SlatePolicy] = {
+        challenger.description.name: challenger.policy,
+        baseline.description.name: baseline.policy,
+        "logging policy": logging,
+        "random": UniformPolicy(slate_size),
+        "constant": ConstantPolicy(slate_size, items.mean, items.n_requests),
+        "inverted logging": InvertedPolicy(logging),
+    }
+    if isinstance(challenger.policy, NeuralSlatePolicy):
+        for strength in PROBED_STRENGTHS:
+            tempered = copy.deepcopy(challenger.policy)
+            tempered.strength.fill_(strength)
+            policies[f"{challenger.description.name} at {strength:g}"] = tempered
+    probes = []
+    for number, (name, policy) in enumerate(policies.items()):
+        progress(f"probing the world model with {name}", number / len(policies))
+        probes.append(
+            probe_policy(
+                policy,
+                name,
+                user_model=stored.user_model,
+                logging=logging,
+                reader=reader,
+                sessions=sessions,
+                ratio=RatioAssumption.FULL_SLATE,
+                needed_ess=ess_floor(n_requests, config.gate.ess_floor_requests, config.gate.ess_floor_share),
+                seed=config.seed,
+            )
+        )
+    return tuple(probes)
+
+
+def _probed_sessions(config: LoopConfig, reader: SessionReader) -> SessionTable:
+    return reader.sample(PROBED_SESSIONS, torch.Generator().manual_seed(config.seed))
 
 
 @stage("ab-test", "ab", "source", "candidates", "slate_size", "encoder", "user_model")
@@ -434,7 +542,7 @@ def judge_evidence(
     config: LoopConfig,
     checked: Path,
     split: Path,
-    world: Path,
+    probes: Path,
     estimates: Path,
     ab: Path,
     out: Path,
@@ -443,7 +551,7 @@ def judge_evidence(
     """The gate: a pure function of the records that the stages left."""
     progress("deciding", 0.0)
     data = DataChecks.model_validate_json((checked / "checks.json").read_bytes())
-    trust = WorldModelTrust.model_validate_json((world / "trust.json").read_bytes())
+    trust = TrustScore.model_validate_json((probes / "trust_score.json").read_bytes())
     judged = Estimates.model_validate_json((estimates / "estimates.json").read_bytes())
     evidence = GateEvidence(
         challenger=judged.gating.policy,
@@ -452,7 +560,8 @@ def judge_evidence(
         ratio_assumption=open_log(split / TEST).manifest.ratio_assumption,
         data_passed=data.passed,
         data_text=f"{data.n_requests:,} requests were checked and {data.n_quarantined:,} put aside.",
-        trust=TrustSummary(passed=trust.passed, reasons=trust.reasons),
+        trust=TrustSummary(passed=trust.passed, score=trust.score, weakest=trust.weakest, reasons=trust.reasons),
+        exploit=ExploitProbes.model_validate_json((probes / "probes.json").read_bytes()).verdict,
         offline=judged.gating,
         cross_check=judged.cross_check,
         ab=AbResult.model_validate_json((ab / "ab.json").read_bytes()),
@@ -556,27 +665,30 @@ def _world_model(config: LoopConfig, stored: StoredUserModel, reader: SessionRea
 
 def _judge_world_model(
     config: LoopConfig,
-    world: WorldModel,
-    behavior: NeuralSlatePolicy | RankingPolicy,
-    vocabulary: Vocabulary,
+    stored: StoredUserModel,
+    logging: SlatePolicy,
     test: SessionReader,
     discriminator_accuracy: float | None,
 ) -> WorldModelTrust:
-    model = world.user_model
+    """The trust report, with sessions generated over the requests of test sessions: only who answers differs."""
+    model, world = stored.user_model, _world_model(config, stored, test)
     generator = torch.Generator().manual_seed(config.seed)
-    users = torch.randint(world.n_users, (config.trust.sessions,), generator=generator)
-    generated = rollout(world, behavior, users, generator, config.ab.max_steps)
+    replayed = torch.randperm(world.n_users, generator=generator)[: config.trust.sessions]
+    real = world.pool.batch(replayed).first_steps(config.ab.max_steps)
+    generated = rollout(world, logging, replayed, generator, config.ab.max_steps)
     likelihood = evaluate_likelihood(model, test)
+    with_reward = test.log.manifest.slate_size > 0
     return judge_trust(
         click_nats=likelihood.per_click,
-        baseline=baseline_nats(model, test, vocabulary.counts()),
+        baseline=baseline_nats(model, test, stored.vocabulary.counts()),
         calibrations=response_calibrations(model, test),
         sessions=compare_sessions(
             [batch.first_steps(config.ab.max_steps) for batch in test.batches(1_024)],
             generated,
-            with_reward=test.log.manifest.slate_size > 0,
+            with_reward=with_reward,
         ),
-        with_reward=test.log.manifest.slate_size > 0,
+        two_sample=two_sample_test(real, generated, np.random.default_rng(config.seed)),
+        with_reward=with_reward,
         discriminator_accuracy=discriminator_accuracy,
         config=config.trust,
     )

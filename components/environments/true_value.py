@@ -1,6 +1,6 @@
 """What a policy is truly worth in a simulator: the values that off-policy estimates from its logs are estimates of.
 
-    one request   E[reward | state of a logged request, slate ~ target], over the requests of the behavior policy's sessions
+    one request   E[reward | logged state, slate ~ target], over the requests of the behavior policy's sessions
     session       E[summed reward of a session] where the target answers every request
 
 Both by simulation: with n sessions the error is that of a mean over them, and it is returned with the value.

@@ -1,7 +1,9 @@
 """How far the world model can be trusted: on sessions that it never saw, and on sessions that it makes up.
 
 Held-out likelihood against the best constant rate, calibration (does what is predicted at p happen at rate p?) of
-clicks, purchases and leaving, and length and reward of generated sessions against real ones under the logging policy.
+clicks, purchases and leaving, and generated sessions against the real ones whose requests they replay, both under the
+logging policy: length and reward, and whether a classifier tells them apart (`two_sample`). What it says of other
+policies is asked in `exploit_probes`; `trust_score` puts the parts together.
 """
 
 from collections.abc import Callable
@@ -13,6 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from components.errors import InputError
+from components.evaluation.trust_score import TrustPart, limited, right_or_wrong
+from components.evaluation.two_sample import TwoSampleTest
 from components.interactions.batching import SessionBatch, SessionReader
 from components.world_model.user_model import FlatRequests, UserModel, next_items
 
@@ -36,7 +40,38 @@ class TrustConfig(BaseModel):
         description="Largest relative gap between generated and real sessions in mean length and reward; two standard "
         "errors around the gap must lie within.",
     )
-    sessions: int = Field(default=6_000, ge=100, description="Sessions generated for the comparison.")
+    max_two_sample_auc: float = Field(
+        default=0.6,
+        gt=0.5,
+        le=0.6,
+        description="Largest area under the ROC curve of a classifier that tells generated sessions from real ones; "
+        "its whole interval must lie below.",
+    )
+    max_exploit_gap: float = Field(
+        default=0.15,
+        gt=0,
+        le=0.15,
+        description="Share of the logged mean by which a policy's value in the world model may exceed its value by the "
+        "log; a gap whose whole interval lies above is an exploit.",
+    )
+    min_rank_agreement: float = Field(
+        default=0.8,
+        ge=0.8,
+        lt=1,
+        description="Share of pairs of probe policies that the log tells apart and the world model must order alike.",
+    )
+    max_outside_share: float = Field(
+        default=0.1,
+        gt=0,
+        le=0.1,
+        description="Largest share of a policy's first items that the logging policy shows less often than a tenth of "
+        "chance.",
+    )
+    sessions: int = Field(
+        default=6_000,
+        ge=100,
+        description="Test sessions replayed for the comparison; all of them where there are fewer.",
+    )
 
 
 class Calibration(BaseModel):
@@ -73,11 +108,13 @@ class WorldModelTrust(BaseModel):
     baseline: str = Field(description="What that predictor is.")
     calibrations: tuple[Calibration, ...]
     sessions: tuple[GeneratedAgainstReal, ...]
+    two_sample: TwoSampleTest | None = Field(
+        description="Generated against real sessions; None where too few real ones are known to have ended."
+    )
     discriminator_accuracy: float | None = Field(
         default=None, description="Held-out share of sessions that the discriminator tells apart; 0.5 is chance."
     )
-    passed: bool
-    reasons: tuple[str, ...] = Field(description="What was checked and seen, in sentences.")
+    parts: tuple[TrustPart, ...] = Field(description="What was checked and seen.")
 
 
 def calibration(
@@ -197,29 +234,38 @@ def judge_trust(
     baseline: tuple[str, float],
     calibrations: tuple[Calibration, ...],
     sessions: tuple[GeneratedAgainstReal, ...],
+    two_sample: TwoSampleTest | None,
     with_reward: bool,
     discriminator_accuracy: float | None,
     config: TrustConfig,
 ) -> WorldModelTrust:
-    """The trust report from its parts; every check that fails is named.
+    """The trust report from its parts.
 
     A gap passes where it is known to lie within the limit, chance (two standard errors) included: few sessions prove
     nothing.
     """
     name, nats = baseline
-    checks = [
-        (click_nats < nats, f"Held-out clicks cost {click_nats:.3f} nats; by {name} alone they cost {nats:.3f}."),
+    parts = [
+        right_or_wrong(
+            "likelihood gain",
+            click_nats < nats,
+            f"Held-out clicks cost {click_nats:.3f} nats; by {name} alone they cost {nats:.3f}.",
+        ),
         *(
-            (
-                part.error <= config.max_calibration_error,
+            limited(
+                f"calibration of {part.response}",
+                part.error,
+                config.max_calibration_error,
                 f"Predicted rates of {part.response} are off by {part.error:.3f} on average "
                 f"(limit {config.max_calibration_error:g}).",
             )
             for part in calibrations
         ),
         *(
-            (
-                abs(part.gap) + 2.0 * part.standard_error <= config.max_session_gap,
+            limited(
+                part.quantity,
+                abs(part.gap) + 2.0 * part.standard_error,
+                config.max_session_gap,
                 f"Generated sessions differ by {part.gap:+.1%} ± {2.0 * part.standard_error:.1%} in {part.quantity} "
                 f"(real {part.real:.2f}, limit {config.max_session_gap:.0%}).",
             )
@@ -227,8 +273,12 @@ def judge_trust(
         ),
     ]
     compared = {part.quantity for part in sessions}
-    checks += [
-        (False, f"Generated sessions cannot be compared in {quantity}: too few real ones are known to have ended.")
+    parts += [
+        right_or_wrong(
+            quantity,
+            False,
+            f"Generated sessions cannot be compared in {quantity}: too few real ones are known to have ended.",
+        )
         for quantity in (LENGTH, *([REWARD] if with_reward else []))
         if quantity not in compared
     ]
@@ -238,7 +288,22 @@ def judge_trust(
         baseline=name,
         calibrations=calibrations,
         sessions=sessions,
+        two_sample=two_sample,
         discriminator_accuracy=discriminator_accuracy,
-        passed=all(passed for passed, _ in checks),
-        reasons=tuple(("" if passed else "Failed: ") + text for passed, text in checks),
+        parts=(*parts, _told_apart(two_sample, config)),
+    )
+
+
+def _told_apart(test: TwoSampleTest | None, config: TrustConfig) -> TrustPart:
+    name = "two-sample test"
+    if test is None:
+        text = "Whether generated sessions look real cannot be tested: too few real ones are known to have ended."
+        return right_or_wrong(name, False, text)
+    return limited(
+        name,
+        max(test.upper - 0.5, 0.0),
+        config.max_two_sample_auc - 0.5,
+        f"A classifier tells generated sessions from real ones with an AUC of {test.auc:.3f} (95% interval "
+        f"{test.lower:.3f} to {test.upper:.3f}, 0.5 is chance, limit {config.max_two_sample_auc:g}; p = "
+        f"{test.p_value:.2g} on {test.n_pairs:,} pairs), most of all by {test.strongest}.",
     )

@@ -2,6 +2,7 @@
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from components.evaluation.exploit_probes import ExploitVerdict
 from components.evaluation.policy_value import Estimate, PolicyDifference
 from components.experiment.ab import AbResult
 from components.interactions.contract import RatioAssumption
@@ -13,6 +14,8 @@ class TrustSummary(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     passed: bool = Field(description="Whether every check of the world model held.")
+    score: float | None = Field(default=None, ge=0, le=1, description="The smallest of its parts' scores.")
+    weakest: str | None = Field(default=None, description="The part that the score is of.")
     reasons: tuple[str, ...] = Field(default=(), description="What was checked and seen, in sentences.")
 
 
@@ -32,6 +35,9 @@ class GateEvidence(BaseModel):
     data_passed: bool | None = Field(default=None, description="Whether the log met its data checks.")
     data_text: str = Field(default="", description="What the data checks saw, in one sentence.")
     trust: TrustSummary | None = Field(default=None, description="The world model's trust report.")
+    exploit: ExploitVerdict | None = Field(
+        default=None, description="Whether the log supports what the world model promises of the challenger."
+    )
     offline: Estimate | None = Field(default=None, description="One-request NCIS of the challenger.")
     cross_check: Estimate | None = Field(default=None, description="DR of the challenger on the same log.")
     champion: Estimate | None = Field(default=None, description="One-request NCIS of the champion on the same log.")
@@ -43,6 +49,7 @@ class GateEvidence(BaseModel):
     @model_validator(mode="after")
     def _about_these_policies(self) -> "GateEvidence":
         named = {
+            "exploit": (self.exploit and self.exploit.policy, self.challenger),
             "offline": (self.offline and self.offline.policy, self.challenger),
             "cross_check": (self.cross_check and self.cross_check.policy, self.challenger),
             "champion": (self.champion and self.champion.policy, self.champion_policy),

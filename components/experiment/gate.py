@@ -7,6 +7,7 @@ check              asks                                                         
 =================  ==================================================================  ==============
 data               did the log meet its data checks                                    hold
 world model        may the world model be trusted                                      hold
+exploit            does the log support what the world model promises of it            hold
 identification     can the log tell the challenger's value at all                      hold
 estimand           is the estimate of one request's reward                             hold
 ratio              is the importance ratio valid for this log                          hold
@@ -108,6 +109,7 @@ def decide(evidence: GateEvidence, config: GateConfig) -> Decision:
     reasons = (
         _data(evidence),
         _trust(evidence),
+        *_exploit(evidence),
         *_offline(evidence, config),
         _ab(evidence, config),
     )
@@ -136,8 +138,22 @@ def _trust(evidence: GateEvidence) -> Reason:
     if evidence.trust is None:
         return _reason("world model", "There is no trust report on the world model.", passed=False)
     verdict = "may be trusted" if evidence.trust.passed else "may not be trusted"
-    text = " ".join((f"The world model {verdict}.", *evidence.trust.reasons))
-    return _reason("world model", text, passed=evidence.trust.passed)
+    trust = evidence.trust
+    score = (
+        "" if trust.score is None else f" Its score is {trust.score:.2f}, that of its weakest part ({trust.weakest})."
+    )
+    text = " ".join((f"The world model {verdict}.{score}", *trust.reasons))
+    return _reason("world model", text, passed=trust.passed)
+
+
+def _exploit(evidence: GateEvidence) -> Iterator[Reason]:
+    """Asked where the log gives the challenger's value; elsewhere there is nothing to compare with, and that holds."""
+    verdict = evidence.exploit
+    if verdict is not None:
+        yield _reason("exploit", verdict.text, passed=verdict.supported)
+    elif isinstance(evidence.offline, PolicyValue):
+        text = "The challenger's value in the world model was not compared with its value by the log."
+        yield _reason("exploit", text, passed=False)
 
 
 def _offline(evidence: GateEvidence, config: GateConfig) -> Iterator[Reason]:

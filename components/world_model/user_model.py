@@ -251,6 +251,27 @@ class UserModel(nn.Module):
         above = clicks.cumsum(1) - clicks
         return torch.sigmoid(self.click_logits(state, slates) + self.clicks_above * above)
 
+    def expected_responses(
+        self, state: SessionState, slates: Int[Tensor, "B K"]
+    ) -> tuple[Float[Tensor, "B K"], Float[Tensor, "B K"]]:
+        """E[click] and E[purchase] of each position of slates that nobody has answered yet; exact.
+
+        Per position the number of clicks above is chance too: its distribution grows by one position at a time.
+        """
+        if self.responses == "choice":
+            clicks = self._choice_log_probs(state, slates)[:, :-1].exp()
+        else:
+            logits = self.click_logits(state, slates)
+            n_above = torch.arange(slates.shape[1] + 1)
+            p_above = (n_above == 0).float().expand(len(slates), -1)
+            expected = []
+            for position in range(slates.shape[1]):
+                clicked = p_above * torch.sigmoid(logits[:, position, None] + self.clicks_above * n_above)
+                expected.append(clicked.sum(1))
+                p_above = p_above - clicked + functional.pad(clicked[:, :-1], (1, 0))
+            clicks = torch.stack(expected, dim=1)
+        return clicks, clicks * torch.sigmoid(self.encoder.purchase_logits(state, slates)) * self.sells
+
     @torch.no_grad()
     def sample_responses(
         self, state: SessionState, slates: Int[Tensor, "B K"], generator: torch.Generator

@@ -40,7 +40,7 @@ class Member:
 
     policy: SlatePolicy
     user_model: UserModel
-    set_strength: Callable[[float], None]
+    set_strength: Callable[[float], object]
     """How far the policy goes from the logging policy: 0 is the start of its training, 1 its end."""
 
 

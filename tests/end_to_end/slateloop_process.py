@@ -21,6 +21,7 @@ STAGES = (
     "policy",
     "baseline",
     "estimates",
+    "probes",
     "ab-test",
     "gate",
     "package",

@@ -21,7 +21,7 @@ def test_the_session_value_is_the_mdps_own(mdp: IRecGanMdp) -> None:
 
 
 def test_the_one_request_value_keeps_the_behavior_policys_states(mdp: IRecGanMdp) -> None:
-    # State s is visited d_s times a session under the behavior policy; a slate {i, j} earns (r_i² + r_j²) / (r_i + r_j).
+    # State s is visited d_s times a session under the behavior policy; a slate earns (r_i² + r_j²) / (r_i + r_j).
     behavior_slates, target_slates = torch.tensor([[2, 3], [4, 5], [6, 7]]), torch.tensor([[4, 7], [2, 3], [3, 5]])
     appeal = mdp.appeal.double()
     states = torch.arange(3)

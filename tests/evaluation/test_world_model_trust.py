@@ -1,9 +1,12 @@
 import pytest
 import torch
 
+from components.evaluation.trust_score import trust_score
+from components.evaluation.two_sample import TwoSampleTest
 from components.evaluation.world_model_trust import (
     GeneratedAgainstReal,
     TrustConfig,
+    WorldModelTrust,
     calibration,
     compare_sessions,
     judge_trust,
@@ -13,6 +16,12 @@ from components.interactions.log_folder import Log
 from components.interactions.vocabulary import Vocabulary
 
 SAME = GeneratedAgainstReal(quantity="requests of a session", real=4.0, generated=4.0, gap=0.0, standard_error=0.01)
+
+ALIKE = TwoSampleTest(auc=0.51, lower=0.49, upper=0.53, p_value=0.2, n_pairs=900, n_users=700, strongest="length")
+
+
+def passed(trust: WorldModelTrust) -> bool:
+    return trust_score(trust.parts).passed
 
 
 def test_calibration_error_is_that_done_by_hand() -> None:
@@ -46,32 +55,32 @@ def test_trust_names_every_check_that_fails() -> None:
         baseline=("click rate of each position", 0.4),
         calibrations=(good, bad),
         sessions=(SAME,),
+        two_sample=ALIKE,
         with_reward=False,
         discriminator_accuracy=0.5,
         config=TrustConfig(),
     )
 
-    assert not trust.passed
-    failed = [reason for reason in trust.reasons if reason.startswith("Failed: ")]
-    assert len(failed) == 1 and "leaving" in failed[0]
+    assert [part.name for part in trust.parts if not part.passed] == ["calibration of leaving"]
 
 
 def test_a_world_model_that_is_no_better_than_a_constant_is_not_trusted() -> None:
-    for nats, passed in ((0.39, True), (0.4, False), (0.41, False)):
+    for nats, gains in ((0.39, True), (0.4, False), (0.41, False)):
         trust = judge_trust(
             click_nats=nats,
             baseline=("popularity", 0.4),
             calibrations=(),
             sessions=(SAME,),
+            two_sample=ALIKE,
             with_reward=False,
             discriminator_accuracy=None,
             config=TrustConfig(),
         )
-        assert trust.passed is passed
+        assert passed(trust) is gains
 
 
-@pytest.mark.parametrize(("gap", "error", "passed"), [(0.1, 0.001, True), (0.1, 0.05, False), (0.2, 0.001, False)])
-def test_a_gap_must_lie_within_the_limit_and_be_known_to(gap: float, error: float, passed: bool) -> None:
+@pytest.mark.parametrize(("gap", "error", "within"), [(0.1, 0.001, True), (0.1, 0.05, False), (0.2, 0.001, False)])
+def test_a_gap_must_lie_within_the_limit_and_be_known_to(gap: float, error: float, within: bool) -> None:
     compared = GeneratedAgainstReal(
         quantity="requests of a session", real=1.0, generated=1.0 + gap, gap=gap, standard_error=error
     )
@@ -80,11 +89,12 @@ def test_a_gap_must_lie_within_the_limit_and_be_known_to(gap: float, error: floa
         baseline=("popularity", 0.4),
         calibrations=(),
         sessions=(compared,),
+        two_sample=ALIKE,
         with_reward=False,
         discriminator_accuracy=None,
         config=TrustConfig(),
     )
-    assert trust.passed is passed
+    assert passed(trust) is within
 
 
 def test_a_single_session_is_nothing_to_compare_with_and_no_reason_to_trust(storefront_log: Log) -> None:
@@ -98,10 +108,36 @@ def test_a_single_session_is_nothing_to_compare_with_and_no_reason_to_trust(stor
         baseline=("popularity", 0.4),
         calibrations=(),
         sessions=(),
+        two_sample=ALIKE,
         with_reward=False,
         discriminator_accuracy=None,
         config=TrustConfig(),
     )
 
-    assert not trust.passed
-    assert "Failed: Generated sessions cannot be compared in requests of a session" in trust.reasons[-1]
+    assert {part.name: part.passed for part in trust.parts}["requests of a session"] is False
+
+
+@pytest.mark.parametrize(
+    ("test", "looks_real"),
+    [
+        (ALIKE, True),
+        (ALIKE.model_copy(update={"p_value": 0.001}), True),
+        (ALIKE.model_copy(update={"auc": 0.59, "lower": 0.57, "upper": 0.61}), False),
+        (ALIKE.model_copy(update={"auc": 0.52, "lower": 0.4, "upper": 0.64}), False),
+        (None, False),
+    ],
+)
+def test_generated_sessions_must_be_known_to_look_real_whatever_the_p_value(
+    test: TwoSampleTest | None, looks_real: bool
+) -> None:
+    trust = judge_trust(
+        click_nats=0.3,
+        baseline=("popularity", 0.4),
+        calibrations=(),
+        sessions=(SAME,),
+        two_sample=test,
+        with_reward=False,
+        discriminator_accuracy=None,
+        config=TrustConfig(),
+    )
+    assert passed(trust) is looks_real

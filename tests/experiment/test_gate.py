@@ -4,6 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from components.evaluation.exploit_probes import ExploitVerdict
 from components.evaluation.policy_value import Estimand, NotIdentified, PolicyDifference, PolicyValue
 from components.experiment.ab import AbResult
 from components.experiment.evidence import GateEvidence, TrustSummary
@@ -11,6 +12,8 @@ from components.experiment.gate import Decision, GateConfig, Outcome, decide, de
 from components.interactions.contract import RatioAssumption
 
 CONFIG = GateConfig()
+SUPPORTED = ExploitVerdict(policy="new", supported=True, text="It earns 0.51 in the world model, 0.5 by the log.")
+EXPLOIT = ExploitVerdict(policy="new", supported=False, text="It earns 0.9 in the world model, 0.5 by the log.")
 
 
 def value(**changes) -> PolicyValue:
@@ -93,6 +96,7 @@ def evidence(**changes) -> GateEvidence:
         "data_passed": True,
         "data_text": "12 of 40,012 requests were quarantined.",
         "trust": TrustSummary(passed=True, reasons=("Clicks are calibrated.",)),
+        "exploit": SUPPORTED,
         "offline": value(),
         "cross_check": value(estimator="DR"),
         "ab": ab(),
@@ -122,6 +126,8 @@ SIMULATED = "simulated in a world model"
         (evidence(data_passed=False), "hold", "data"),
         (evidence(trust=None), "hold", "world model"),
         (evidence(trust=TrustSummary(passed=False)), "hold", "world model"),
+        (evidence(exploit=EXPLOIT), "hold", "exploit"),
+        (evidence(exploit=None), "hold", "exploit"),
         (evidence(offline=None), "hold", "identification of the challenger"),
         (evidence(cross_check=None), "hold", "cross-check"),
         (evidence(cross_check=unknown()), "hold", "cross-check"),
@@ -218,6 +224,7 @@ def test_no_setting_makes_the_gate_milder(setting):
     "changes",
     [
         {"offline": value(policy="other")},
+        {"exploit": SUPPORTED.model_copy(update={"policy": "other"})},
         {"ab": ab(treatment="other")},
         {"champion_policy": "old", "champion": value(policy="other")},
         {"champion_policy": "old", "comparison": difference(reference="other")},
@@ -244,6 +251,22 @@ def test_reasons_give_their_numbers_in_sentences():
     assert reasons["A/B"].endswith("+0.2, +20.0% (95% interval +0.1 to +0.3). The challenger is better.")
 
 
+def test_where_the_log_gives_no_value_there_is_none_that_the_world_model_could_exceed():
+    decision = decide(evidence(offline=unknown(), exploit=None), CONFIG)
+    assert "exploit" not in [reason.check for reason in decision.reasons]
+    assert decision.outcome is Outcome.HOLD
+
+
+def test_the_world_model_is_named_with_its_score_and_its_weakest_part():
+    trust = TrustSummary(passed=True, score=0.236, weakest="reward of a session", reasons=("It is calibrated.",))
+    reasons = {reason.check: reason.text for reason in decide(evidence(trust=trust), CONFIG).reasons}
+    assert reasons["world model"] == (
+        "The world model may be trusted. Its score is 0.24, that of its weakest part (reward of a session). "
+        "It is calibrated."
+    )
+    assert reasons["exploit"] == SUPPORTED.text
+
+
 def test_evidence_and_decision_survive_json():
     for given_evidence in (evidence(), with_champion(), evidence(offline=unknown(), ab=None)):
         assert GateEvidence.model_validate_json(given_evidence.model_dump_json()) == given_evidence
@@ -268,7 +291,7 @@ abs_ = st.builds(
     upper=st.sampled_from([-0.1, 0.3]),
     sample_ratio_p_value=st.sampled_from([0.0001, 0.5]),
 ).filter(lambda result: result.lower < result.upper)
-OPTIONAL = ("data_passed", "trust", "offline", "cross_check", "champion", "comparison", "ab")
+OPTIONAL = ("data_passed", "trust", "exploit", "offline", "cross_check", "champion", "comparison", "ab")
 
 
 @st.composite
@@ -287,6 +310,7 @@ def any_evidence(draw: st.DrawFn) -> GateEvidence:
         ratio_assumption=draw(st.sampled_from(RatioAssumption)),
         data_passed=draw(st.sampled_from([None, False, True])),
         trust=draw(st.none() | st.builds(TrustSummary, passed=st.booleans())),
+        exploit=draw(st.sampled_from([None, SUPPORTED, EXPLOIT])),
         offline=draw(st.none() | values | st.builds(unknown)),
         cross_check=draw(st.none() | values | st.builds(unknown)),
         champion=draw(st.none() | values.map(lambda v: v.model_copy(update={"policy": "old"}))) if championed else None,

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from components.errors import InputError
+from components.evaluation.exploit_probes import ExploitVerdict
 from components.evaluation.policy_value import Estimand, NotIdentified, PolicyDifference, PolicyValue
 from components.experiment.ab import AbResult
 from components.experiment.evidence import GateEvidence, TrustSummary
@@ -368,7 +369,9 @@ def evidence(**changes) -> GateEvidence:
         "ratio_assumption": RatioAssumption.FULL_SLATE,
         "data_passed": True,
         "trust": TrustSummary(passed=True),
+        "exploit": ExploitVerdict(policy="new", supported=True, text="It keeps to the log."),
         "offline": value("new", 0.5),
+        "cross_check": value("new", 0.5, estimator="DR"),
         "ab": result(),
     }
     return GateEvidence(**(fields | changes))

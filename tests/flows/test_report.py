@@ -8,7 +8,11 @@ from ledger_entries import ab_result, ledger_entry
 
 from components.errors import InputError
 from components.evaluation.cap_sensitivity import CapPoint, CapSensitivity
+from components.evaluation.exploit_probes import ExploitProbes, ExploitVerdict, Probe, RankAgreement
 from components.evaluation.policy_value import Estimand, NotIdentified, PolicyValue
+from components.evaluation.support import SupportDistance
+from components.evaluation.trust_score import TrustPart, trust_score
+from components.evaluation.two_sample import TwoSampleTest
 from components.evaluation.world_model_trust import Calibration, GeneratedAgainstReal, WorldModelTrust
 from components.experiment.ab import AbResult
 from components.experiment.evidence import GateEvidence, TrustSummary
@@ -86,14 +90,49 @@ TRUST = WorldModelTrust(
             quantity="reward of a session", real=1.62, generated=1.59, gap=-0.0185, standard_error=0.02
         ),
     ),
+    two_sample=TwoSampleTest(
+        auc=0.511, lower=0.496, upper=0.525, p_value=0.059, n_pairs=2_987, n_users=2_376, strongest="largest reward"
+    ),
     discriminator_accuracy=0.534,
-    passed=True,
-    reasons=(
-        "Held-out clicks cost 0.331 nats; by click rate of each position alone they cost 0.364.",
-        "Predicted clicks are off by 0.004 on average (limit 0.03).",
-        "Generated sessions differ by +4.0% in requests of a session (real 4.03, limit 15%).",
+    parts=(
+        TrustPart(
+            name="likelihood gain",
+            passed=True,
+            score=1.0,
+            text="Held-out clicks cost 0.331 nats; by click rate of each position alone they cost 0.364.",
+        ),
+        TrustPart(
+            name="calibration of clicks",
+            passed=True,
+            score=0.86,
+            text="Predicted clicks are off by 0.004 on average (limit 0.03).",
+        ),
+        TrustPart(
+            name="requests of a session",
+            passed=True,
+            score=0.59,
+            text="Generated sessions differ by +4.0% in requests of a session (real 4.03, limit 15%).",
+        ),
     ),
 )
+CHECKED = TrustPart(name="exploit gap", passed=True, score=0.84, text="It overrates no policy clearly.")
+UNCHECKED = TrustPart(name="exploit gap", passed=None, score=None, text="Nothing to check its values against.")
+
+
+def probe(policy: str, model: float, log: PolicyValue, *, effective: float = 2_000.0) -> Probe:
+    return Probe(
+        policy=policy,
+        model_value=model,
+        model_half_width=0.004,
+        log_value=log.model_copy(update={"effective_sample_size": effective}),
+        gap=model - log.value,
+        gap_lower=model - log.value - 0.013,
+        gap_upper=model - log.value + 0.013,
+        support=SupportDistance(policy=policy, divergence=2.55, outside_share=0.004),
+        needed_ess=500.0,
+    )
+
+
 AB = AbResult(
     label="true simulator",
     treatment="reinforce",
@@ -168,6 +207,22 @@ LINEAGE = Lineage(
     bento_tag="recommender:m2n4b6v8",
 )
 ONE_REQUEST = policy_value("reinforce", "one-request NCIS", Estimand.ONE_REQUEST, 0.4466, 0.0121)
+PROBES = ExploitProbes(
+    challenger="reinforce",
+    probes=(
+        probe("reinforce", 0.4571, ONE_REQUEST),
+        probe("random", 0.3711, policy_value("random", "one-request NCIS", Estimand.ONE_REQUEST, 0.3654, 0.0101)),
+        probe(
+            "constant",
+            0.4712,
+            policy_value("constant", "one-request NCIS", Estimand.ONE_REQUEST, 0.4402, 0.05),
+            effective=212.0,
+        ),
+    ),
+    agreement=RankAgreement(n_policies=2, n_pairs=1, n_agreeing=1, kendall_tau=1.0),
+    verdict=ExploitVerdict(policy="reinforce", supported=True, text="It earns 0.457 and 0.447; that is no exploit."),
+)
+UNPROBED = ExploitProbes(challenger="reinforce", probes=(), agreement=None, verdict=None)
 IDENTIFIED = Evidence(
     loop="shop",
     source="storefront",
@@ -178,6 +233,8 @@ IDENTIFIED = Evidence(
     data=CHECKS,
     splits=(SplitSummary(name="train", n_requests=48_000, n_sessions=11_900),),
     trust=TRUST,
+    probes=PROBES,
+    trust_score=trust_score((*TRUST.parts, CHECKED)),
     curves=(
         Curve(name="user model, train", x="pass", y="nats a request", values=(1.61, 1.5, 1.44, 1.41, 1.4)),
         Curve(name="user model, validation", x="pass", y="nats a request", values=(1.6, 1.52, 1.47, 1.46, 1.46)),
@@ -217,6 +274,10 @@ IDENTIFIED = Evidence(
             )
         ),
     ),
+    support=(
+        SupportDistance(policy="reinforce", divergence=2.553, outside_share=0.004),
+        SupportDistance(policy="cem", divergence=2.411, outside_share=0.0),
+    ),
     ab=AB,
     seconds={"import": 21.3, "validation": 9.42, "world-model": 92.0, "policy": 61.8},
 )
@@ -228,6 +289,9 @@ NOT_IDENTIFIED = IDENTIFIED.model_copy(
         "gating": NotIdentified(policy="reinforce", estimand=Estimand.ONE_REQUEST, reason=CLICKS_ONLY),
         "estimates": (),
         "cap_sensitivity": None,
+        "support": (),
+        "probes": UNPROBED,
+        "trust_score": trust_score((*TRUST.parts, UNCHECKED)),
         "ranking": (RankingQuality(policy="reinforce", hit_rate_1=0.091, hit_rate_10=0.403, n_requests=20_114),),
         "releases": {"reinforce": Release(strength=1.0, validation_ess=None, required_ess=None)},
         "ab": AB.model_copy(update={"label": "simulated in a world model", "lower": -0.03, "conclusive": False}),
@@ -243,7 +307,8 @@ def decision_on(evidence: Evidence) -> Decision:
             ab_started=True,
             ratio_assumption=RatioAssumption(evidence.ratio_assumption),
             data_passed=evidence.data.passed,
-            trust=TrustSummary(passed=evidence.trust.passed, reasons=evidence.trust.reasons),
+            trust=TrustSummary(passed=evidence.trust_score.passed, reasons=evidence.trust_score.reasons),
+            exploit=evidence.probes.verdict,
             offline=evidence.gating,
             cross_check=next((part for part in evidence.estimates if getattr(part, "estimator", "") == "DR"), None),
             ab=evidence.ab,
@@ -339,7 +404,7 @@ def test_limits_trust_and_quarantine_are_on_the_page(page: str, evidence: Eviden
     text = Reader(page).text
     for sentence in (
         *evidence.limits,
-        *evidence.trust.reasons,
+        *evidence.trust_score.reasons,
         "session-000012-1",
         "The reward differs between requests",
     ):
@@ -370,6 +435,30 @@ def test_an_estimate_stands_with_estimand_sample_size_floor_and_cap_share(tmp_pa
     assert 'aria-label="Estimated reward per session' in page
 
 
+def test_the_score_stands_with_its_weakest_part_and_every_part(page: str, evidence: Evidence) -> None:
+    text = Reader(page).text
+    assert "Its trust score is 0.59 on a scale from 0 to 1: that of its weakest part, requests of a session." in text
+    for part in evidence.trust_score.parts:
+        sign = "· unknown" if part.passed is None else "✓ held"
+        assert f"{sign} {part.name}" in text
+
+
+def test_probes_stand_with_both_values_gap_and_support_distance(tmp_path: Path) -> None:
+    page = written(IDENTIFIED, tmp_path)
+    text = Reader(page).text
+    assert 'aria-label="Reward per request by the world model' in page
+    assert "gap +0.0105 (−0.00250 to +0.0235)" in text
+    assert "ESS 212, too few to count" in text
+    assert "The log supports what the world model promises. It earns 0.457 and 0.447; that is no exploit." in text
+    assert "Distance from what the log shows" in text and "2.41" in text
+
+
+def test_where_no_policy_has_a_value_none_was_probed_and_the_page_says_so(tmp_path: Path) -> None:
+    page = written(NOT_IDENTIFIED, tmp_path)
+    assert "None were asked: this log gives no value of any policy" in Reader(page).text
+    assert "probes-" not in page
+
+
 def test_text_of_users_is_escaped(tmp_path: Path) -> None:
     hostile = "<script>alert(1)</script> & $x"
     evidence = IDENTIFIED.model_copy(
@@ -380,6 +469,7 @@ def test_text_of_users_is_escaped(tmp_path: Path) -> None:
             "curves": (Curve(name=hostile, x=hostile, y=hostile, values=(1.0, 2.0)),),
             "estimates": (policy_value(hostile, "one-request NCIS", Estimand.ONE_REQUEST, 0.4, 0.1),),
             "ab": AB.model_copy(update={"control": hostile}),
+            "probes": PROBES.model_copy(update={"probes": (probe(hostile, 0.4, ONE_REQUEST),)}),
         }
     )
     reader = Reader(written(evidence, tmp_path))

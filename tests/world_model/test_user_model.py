@@ -1,3 +1,4 @@
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -212,3 +213,29 @@ def test_the_visits_of_a_session_itself_are_those_after_its_last_item(
 
     # After 5 come 9 and 30, whichever of them is next; after 9 comes 5; nothing comes after 30.
     assert [sorted(set(row) - {0}) for row in own.tolist()[:6]] == [[9, 30], [5], [9, 30], [], [8], []]
+
+
+@pytest.mark.parametrize("responses", ["per_position", "choice"])
+def test_expected_responses_are_those_of_every_possible_answer(
+    responses: str, make_model: Callable[..., UserModel]
+) -> None:
+    model = make_model(3, responses)
+    torch.nn.init.constant_(model.clicks_above, -1.5)
+    state = SessionState(torch.randn(4, 12, generator=torch.Generator().manual_seed(0)), torch.zeros(4, 4).int())
+    slates = torch.tensor([[5, 9, 30], [7, 12, 0], [20, 3, 38], [11, 0, 0]])
+
+    clicks, purchases = model.expected_responses(state, slates)
+
+    expected = torch.zeros(4, 3)
+    if responses == "choice":
+        expected = model.click_probabilities(state, slates, torch.zeros(4, 3))
+    else:
+        for answer in itertools.product((0.0, 1.0), repeat=3):
+            clicked = torch.tensor(answer).expand(4, -1)
+            chance = model.click_probabilities(state, slates, clicked)
+            expected += clicked * torch.where(clicked > 0, chance, 1.0 - chance).prod(1, keepdim=True)
+    torch.testing.assert_close(clicks, expected)
+    assert (clicks[slates == 0] == 0).all()
+    torch.testing.assert_close(purchases, clicks * torch.sigmoid(model.encoder.purchase_logits(state, slates)))
+    model.sells.fill_(False)
+    assert not model.expected_responses(state, slates)[1].any()
