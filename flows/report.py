@@ -13,7 +13,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from components.errors import InputError
 from components.evaluation.policy_value import Estimand, NotIdentified, PolicyValue
-from components.experiment.gate import Decision, Outcome
+from components.experiment.ab import AbResult
+from components.experiment.gate import Decision, GateConfig, Outcome
+from components.experiment.guardrails import Guardrail, GuardrailVerdict
 from components.interactions.contract import Evidence as EvidenceLevel
 from components.interactions.contract import RatioAssumption
 from flows import figures
@@ -45,6 +47,15 @@ class _Panel:
     figure: figures.Figure | None
     not_identified: dict[str, list[str]]
     """Reason -> the policies that it is about."""
+
+
+@dataclass(frozen=True)
+class _GuardrailRow:
+    """One guarded metric on the page."""
+
+    guardrail: Guardrail
+    margin: float
+    judged: GuardrailVerdict | None
 
 
 _MEANINGS = {
@@ -119,9 +130,23 @@ def _render(evidence: Evidence, decision: Decision, lineage: Lineage) -> str:
         calibration=figures.calibrations(evidence.trust.calibrations) if evidence.trust.calibrations else None,
         curves=figures.learning_curves(evidence.curves) if evidence.curves else None,
         ab=figures.ab_difference(evidence.ab) if evidence.ab else None,
+        looks=figures.confidence_sequence(evidence.ab, evidence.ab.sequence)
+        if evidence.ab and evidence.ab.sequence
+        else None,
+        bounds=evidence.ab.bounds(lineage.config.gate.ab_level) if evidence.ab else None,
+        guardrails=_guardrails(evidence.ab, lineage.config.gate) if evidence.ab else (),
         stages=tuple(dict.fromkeys((*lineage.stages, *evidence.seconds))),
         longest=max(evidence.seconds.values(), default=0.0),
     )
+
+
+def _guardrails(ab: AbResult, gate: GateConfig) -> list[_GuardrailRow]:
+    """The guarded metrics with the verdicts that the gate gave."""
+    rows = []
+    for guardrail in ab.guardrails:
+        margin = gate.guardrails.of(guardrail.metric)
+        rows.append(_GuardrailRow(guardrail, margin, ab.judge(guardrail, margin, gate.ab_level)))
+    return rows
 
 
 def _summary(evidence: Evidence, decision: Decision) -> str:
