@@ -75,15 +75,19 @@ def plan_tables(plan: "AbPlan") -> Group:
     """Users and days that an A/B needs by either way of testing, its guardrails, and what it can find by which day."""
     design, base = plan.design, plan.baseline
     sizes = _plain_table("test", "users", "treatment", "control", "days")
-    for name, test in (("looked at once, at its end", plan.fixed), ("looked at any day", plan.sequential)):
-        sizes.add_row(name, f"{test.users:,}", f"{test.treatment_users:,}", f"{test.control_users:,}", f"{test.days:,}")
-    for guardrail in plan.guardrails:
-        name = f"{guardrail.metric.text} within {guardrail.margin:.0%}"
-        if guardrail.test is None:
-            sizes.add_row(name, "never seen", "", "", "")
+    rows = [
+        ("looked at once, at its end", plan.fixed),
+        ("looked at any day", plan.sequential),
+        *((f"{part.metric.text} within {part.margin:.0%}", part.test) for part in plan.guardrails),
+    ]
+    if plan.guardrails:
+        rows.append(("gain and guardrails together, at its end", plan.together))
+    for name, test in rows:
+        if test is None:
+            sizes.add_row(name, "never seen")
             continue
-        test = guardrail.test
-        sizes.add_row(name, f"{test.users:,}", f"{test.treatment_users:,}", f"{test.control_users:,}", f"{test.days:,}")
+        counts = (test.users, test.treatment_users, test.control_users, test.days)
+        sizes.add_row(name, *(f"{count:,}" for count in counts))
     curve = _plain_table("by day", "users", "finds, looked at once", "finds, looked at any day")
     for day in plan.curve:
         curve.add_row(f"{day.day:,}", f"{day.users:,}", f"{day.fixed:+.1%}", f"{day.sequential:+.1%}")

@@ -12,6 +12,10 @@ users. A difference δ is found with probability 1 − β at the planned end whe
 with z = Φ⁻¹(1 − α) for a test at the planned end alone, and z the boundary of the confidence sequence at its planned
 end for one that may be looked at any day (`sequential.py`). That needs about twice the users in the worst case, and
 often fewer, since it may stop at any look: half of its A/Bs have passed where the expected difference meets the bound.
+
+A guardrail is a difference of its margin: that of a metric which does not change is shown by as many users as would
+find such a difference. All of a gate's A/B checks pass together with probability 1 − β where each of k passes with
+1 − β/k (union bound).
 """
 
 import math
@@ -114,6 +118,9 @@ class AbPlan(BaseModel):
     guardrails: tuple[PlannedGuardrail, ...] = Field(
         description="For the test at the planned end; a challenger that improves a metric needs fewer users."
     )
+    together: PlannedTest = Field(
+        description="At its planned end: the gain is found and unchanged metrics are shown to be unharmed, all at once."
+    )
 
 
 def plan_ab(
@@ -141,6 +148,9 @@ def plan_ab(
     at_end, anytime = float(stats.norm.ppf(1 - design.level)), boundary(1.0, design.level, 1.0)
     fixed = _test(at_end, baseline, design.relative_effect, design)
     sequential = _test(anytime, baseline, design.relative_effect, design)
+    guarded = [(metric, known, margins.of(metric)) for metric, known in (guardrails or {}).items()]
+    asked = [(baseline, design.relative_effect), *((known, margin) for _, known, margin in guarded if known.mean > 0)]
+    strict = design.model_copy(update={"power": 1 - (1 - design.power) / len(asked)})
     found = anytime + float(stats.norm.ppf(design.power))
     halfway = optimize.brentq(lambda share: found * math.sqrt(share) - boundary(share, design.level, 1.0), 1e-6, 1.0)
     return AbPlan(
@@ -157,11 +167,12 @@ def plan_ab(
         guardrails=tuple(
             PlannedGuardrail(
                 metric=metric,
-                margin=margins.of(metric),
-                test=_test(at_end, known, margins.of(metric), design) if known.mean > 0 else None,
+                margin=margin,
+                test=_test(at_end, known, margin, design) if known.mean > 0 else None,
             )
-            for metric, known in (guardrails or {}).items()
+            for metric, known, margin in guarded
         ),
+        together=max((_test(at_end, known, effect, strict) for known, effect in asked), key=lambda test: test.users),
     )
 
 
