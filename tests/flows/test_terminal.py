@@ -6,8 +6,10 @@ import pytest
 from rich.console import Console, RenderableType
 
 from components.experiment.gate import Decision, Outcome, Reason
+from components.experiment.guardrails import Metric
+from components.experiment.plan import AbDesign, Baseline, plan_ab
 from flows.run_record import RunSummary
-from flows.terminal import decision_panel, runs_table
+from flows.terminal import decision_panel, plan_tables, runs_table
 
 DECISION = Decision(
     outcome=Outcome.HOLD,
@@ -51,4 +53,20 @@ def test_the_table_of_runs_keeps_every_outcome_and_fits(width: int) -> None:
     ]
     text = shown(runs_table(runs), width)
     assert all(outcome.value.upper() in text for outcome in Outcome)
+    assert max(map(len, text.splitlines())) <= width
+
+
+@pytest.mark.parametrize("width", [60, 120])
+def test_a_plan_shows_users_days_guardrails_and_what_each_day_finds(width: int) -> None:
+    seen = {
+        Metric.CLICKS: Baseline(mean=1.0, standard_deviation=1.0),
+        Metric.PURCHASES: Baseline(mean=0.0, standard_deviation=0.0),
+    }
+    design = AbDesign(relative_effect=0.1, users_per_day=100.0)
+    plan = plan_ab(Baseline(mean=2.0, standard_deviation=3.0), design, seen)
+    text = shown(plan_tables(plan), width)
+    for test in (plan.fixed, plan.sequential, plan.together):
+        assert f"{test.users:,}" in text
+    assert "never seen" in text
+    assert f"{plan.curve[-1].sequential:+.1%}" in text
     assert max(map(len, text.splitlines())) <= width
