@@ -16,6 +16,17 @@ from flows.settings import PlatformSettings, prepare_environment, require_writab
 
 DECIDED, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
 
+#: Options of `plan-ab` by what they set.
+PLAN_OPTIONS = {
+    "mean": "--mean",
+    "standard_deviation": "--sd",
+    "relative_effect": "--effect",
+    "level": "--level",
+    "power": "--power",
+    "treatment_share": "--share",
+    "users_per_day": "--users-per-day",
+}
+
 app = typer.Typer(
     help="The open retraining loop for reinforcement-learning recommenders.",
     epilog="Begin with: slateloop run",
@@ -200,6 +211,62 @@ def evaluate_policy(
 
         for part in estimates:
             print(estimate_line(part))
+
+
+@app.command("plan-ab", epilog="Example: slateloop plan-ab --log data/storefront --effect 0.05")
+@command
+def plan_comparison(
+    effect: Annotated[float, typer.Option("--effect", help="Gain to find, as a share of the mean: 0.05 is 5 %.")],
+    log: Annotated[Path | None, typer.Option("--log", help="Log to take mean, deviation and users a day from.")] = None,
+    mean: Annotated[float | None, typer.Option("--mean", help="Mean reward of a session.")] = None,
+    deviation: Annotated[
+        float | None, typer.Option("--sd", help="Standard deviation per user: the mean of U users has it over √U.")
+    ] = None,
+    users_per_day: Annotated[float | None, typer.Option("--users-per-day", help="Users who come each day.")] = None,
+    level: Annotated[float, typer.Option("--level", help="How often equal policies may pass.")] = 0.03,
+    power: Annotated[float, typer.Option("--power", help="How often such a gain is to be found.")] = 0.8,
+    share: Annotated[float, typer.Option("--share", help="Share of users who see the challenger.")] = 0.5,
+    as_json: AsJson = False,
+) -> None:
+    """Users and days that an A/B needs, looked at once or every day."""
+    from pydantic import ValidationError
+
+    from components.experiment.plan import AbDesign, Baseline, logged_baseline, plan_ab
+    from components.interactions.log_folder import open_log
+
+    logged = None if log is None else logged_baseline(open_log(log))
+    if logged is not None:
+        mean = logged.reward.mean if mean is None else mean
+        deviation = logged.reward.standard_deviation if deviation is None else deviation
+        users_per_day = logged.users_per_day if users_per_day is None else users_per_day
+    given = {"--mean": mean, "--sd": deviation, "--users-per-day": users_per_day}
+    if missing := [option for option, value in given.items() if value is None]:
+        known = "--log gives --mean and --sd" if log is None else f"{log} has no times"
+        raise InputError(f"{', '.join(missing)}: expected a value; {known}")
+    try:
+        baseline = Baseline.model_validate({"mean": mean, "standard_deviation": deviation})
+        design = AbDesign.model_validate(
+            {
+                "relative_effect": effect,
+                "level": level,
+                "power": power,
+                "treatment_share": share,
+                "users_per_day": users_per_day,
+            }
+        )
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        option = PLAN_OPTIONS[str(first["loc"][0])]
+        raise InputError(f"{option} {first['input']}: {first['msg'][0].lower()}{first['msg'][1:]}") from None
+    plan = plan_ab(baseline, design, None if logged is None else logged.guardrails)
+    if as_json:
+        print(plan.model_dump_json(indent=2))
+        return
+    from rich.console import Console
+
+    from flows.terminal import plan_tables
+
+    Console().print(plan_tables(plan))
 
 
 @app.command("runs", epilog="Example: slateloop runs")

@@ -58,6 +58,12 @@ class AbConfig(BaseModel):
 
     sessions: int = Field(default=40_000, ge=100, description="Sessions of the A/B, of users drawn at random.")
     treatment_share: float = Field(default=0.5, gt=0, lt=1, description="Share of users who see the challenger.")
+    days: int = Field(
+        default=10,
+        ge=1,
+        le=366,
+        description="Days over which the simulated sessions are spread; the difference is looked at after each.",
+    )
     max_steps: int = Field(default=30, ge=1, le=1_000, description="Requests after which a session is cut.")
     salt: str = Field(default="ab", description="Salt of the hash that assigns users to arms.")
 

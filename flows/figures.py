@@ -21,6 +21,7 @@ from components.evaluation.world_model_trust import Calibration
 from components.experiment.ab import AbResult
 from components.experiment.gate import GateConfig
 from components.experiment.ledger import Score
+from components.experiment.sequential import ConfidenceSequence
 from flows.numbers import interval, number, share
 from flows.run_record import Curve
 
@@ -368,6 +369,42 @@ def _ledger_caption(scores: Sequence[Score], run: str) -> str:
         "What was predicted against what the A/B then showed; in the upper right and lower left they agree. Lines are "
         f"the A/Bs' intervals, open marks A/Bs that were not decided.{marked}"
     )
+
+
+def confidence_sequence(ab: AbResult, sequence: ConfidenceSequence) -> Figure:
+    """The difference at each look with its bounds, which hold at all looks together."""
+    from matplotlib.ticker import MaxNLocator
+
+    looks = sequence.looks
+    days = [look.day for look in looks]
+    with _canvas(_WIDTH, 2.6) as canvas:
+        (axes,) = _panels(canvas, 1, 1)
+        axes.axhline(0, color=_QUIET, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+        axes.fill_between(
+            days,
+            [look.lower for look in looks],
+            [look.upper for look in looks],
+            color=_FAINT,
+            alpha=0.55,
+            linewidth=0,
+            zorder=0,
+        )
+        for look in looks:
+            axes.plot([look.day] * 2, [look.lower, look.upper], "_-", color=_ACCENT, linewidth=1.2, markersize=7)
+        axes.plot(days, [look.difference for look in looks], "o-", color=_ACCENT, linewidth=1.2, markersize=5, zorder=3)
+        axes.set(xlabel="day", ylabel=textwrap.fill(f"{ab.treatment} minus {ab.control}, reward per session", 28))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.locator_params(axis="y", nbins=5)
+        axes.margins(x=0.03)
+        last = looks[-1]
+        return _finish(
+            canvas,
+            "looks",
+            f"{ab.treatment} minus {ab.control} as it stood at each look: with {sequence.confidence:.0%} probability "
+            f"all intervals hold the true difference at once, so one may look every day. At the last look, day "
+            f"{last.day} with {last.n_users:,} users, it was {number(last.difference, 3, signed=True)} "
+            f"({interval(last.lower, last.upper, 3, signed=True)}).",
+        )
 
 
 def _interval(

@@ -13,7 +13,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from components.errors import InputError
 from components.evaluation.policy_value import Estimand, NotIdentified, PolicyValue
-from components.experiment.gate import Decision, Outcome
+from components.experiment.ab import AbResult
+from components.experiment.gate import Decision, GateConfig, Outcome
+from components.experiment.guardrails import Guardrail, GuardrailVerdict
 from components.experiment.ledger import FEW, LabelSummary
 from components.interactions.contract import Evidence as EvidenceLevel
 from components.interactions.contract import RatioAssumption
@@ -52,6 +54,17 @@ class _Panel:
 
 #: Estimators whose numbers are all printed; of the others, which are there to be compared, the figure says enough.
 _DETAILED = ("one-request NCIS", "DR", "session NCIS", "literature NCIS")
+
+
+@dataclass(frozen=True)
+class _GuardrailRow:
+    """One guarded metric on the page."""
+
+    guardrail: Guardrail
+    margin: float
+    judged: GuardrailVerdict | None
+
+
 _MEANINGS = {
     Estimand.ONE_REQUEST: (
         "Reward of one request",
@@ -134,9 +147,23 @@ def _render(evidence: Evidence, decision: Decision, lineage: Lineage) -> str:
         judged=[(label, _ledger_notes(label)) for label in evidence.ledger.labels] if evidence.ledger else [],
         contrasts=CONTRASTS,
         predictions=_predictions(evidence, lineage.run),
+        looks=figures.confidence_sequence(evidence.ab, evidence.ab.sequence)
+        if evidence.ab and evidence.ab.sequence
+        else None,
+        bounds=evidence.ab.bounds(lineage.config.gate.ab_level) if evidence.ab else None,
+        guardrails=_guardrails(evidence.ab, lineage.config.gate) if evidence.ab else (),
         stages=tuple(dict.fromkeys((*lineage.stages, *evidence.seconds))),
         longest=max(evidence.seconds.values(), default=0.0),
     )
+
+
+def _guardrails(ab: AbResult, gate: GateConfig) -> list[_GuardrailRow]:
+    """The guarded metrics with the verdicts that the gate gave."""
+    rows = []
+    for guardrail in ab.guardrails:
+        margin = gate.guardrails.of(guardrail.metric)
+        rows.append(_GuardrailRow(guardrail, margin, ab.judge(guardrail, margin, gate.ab_level)))
+    return rows
 
 
 def _summary(evidence: Evidence, decision: Decision) -> str:

@@ -67,6 +67,8 @@ from components.evaluation.world_model_value import item_rewards
 from components.experiment.ab import AbLabel, AbResult, analyze_ab, assign_arm
 from components.experiment.evidence import GateEvidence, TrustSummary
 from components.experiment.gate import Decision, decide
+from components.experiment.guardrails import Metric, session_metrics
+from components.experiment.logged_sessions import mean_logged_rewards
 from components.interactions.as_of import write_known_by
 from components.interactions.batching import SessionReader, SessionTable
 from components.interactions.contract import Evidence as EvidenceLevel
@@ -482,15 +484,25 @@ def _probed_sessions(config: LoopConfig, reader: SessionReader) -> SessionTable:
 def run_ab(config: LoopConfig, split: Path, policy: Path, baseline: Path, out: Path, progress: Progress) -> None:
     """Policy against baseline on traffic that neither was trained on.
 
-    The storefront is its own judge. For a real log the judge is a world model of users that nothing else has seen.
+    The storefront is its own judge, and since its users wrote the log, what they earned there reduces the variance.
+    For a real log the judge is a world model of users that nothing else has seen; simulated users have no past.
+    Nobody can act on a simulated A/B before its end, so its looks are shown and the planned end counts.
     """
     treatment, control = load_policy(policy), load_policy(baseline)
     label: AbLabel
     environment: Environment[Any]
+    past: Float[np.ndarray, " U"] | None = None
     if isinstance(config.source, storefront.Config):
         environment = storefront.Storefront(config.source)
         label = "true simulator"
-        names = pl.Series([f"user-{number:05d}" for number in range(config.source.n_users)])
+        names = pl.Series("user_id", [f"user-{number:05d}" for number in range(config.source.n_users)])
+        logged = mean_logged_rewards(open_log(split / name) for name in (TRAIN, VALIDATION, TEST))
+        past = (
+            names.to_frame()
+            .join(logged, "user_id", "left", maintain_order="left")["reward"]
+            .fill_null(np.nan)
+            .to_numpy()
+        )
     else:
         judge = _fit_user_model(
             config,
@@ -507,7 +519,9 @@ def run_ab(config: LoopConfig, split: Path, policy: Path, baseline: Path, out: P
     users = torch.randint(len(names), (config.ab.sessions,), generator=generator)
     treated = assign_arm(names.to_list(), salt=config.ab.salt, share=config.ab.treatment_share)[users.numpy()]
     progress("A/B", 0.5)
-    rewards = _ab_rewards(environment, treatment.policy, control.policy, users, treated, generator, config.ab.max_steps)
+    rewards, metrics = _ab_sessions(
+        environment, treatment.policy, control.policy, users, treated, generator, config.ab.max_steps
+    )
     result = analyze_ab(
         names.rank("dense").to_numpy()[users.numpy()],
         rewards,
@@ -516,11 +530,15 @@ def run_ab(config: LoopConfig, split: Path, policy: Path, baseline: Path, out: P
         treatment=treatment.description.name,
         control=control.description.name,
         planned_share=config.ab.treatment_share,
+        covariate=None if past is None else past[users.numpy()],
+        metrics=metrics,
+        day=np.arange(len(users)) * config.ab.days // len(users),
+        planned_sessions=config.ab.sessions,
     )
     (out / "ab.json").write_text(result.model_dump_json(indent=2))
 
 
-def _ab_rewards(
+def _ab_sessions(
     environment: Environment[Any],
     treatment: SlatePolicy,
     control: SlatePolicy,
@@ -528,13 +546,17 @@ def _ab_rewards(
     treated: Bool[np.ndarray, " U"],
     generator: torch.Generator,
     max_steps: int,
-) -> Float[np.ndarray, " U"]:
-    """Reward of one session of each user, under the policy of the user's arm."""
+) -> tuple[Float[np.ndarray, " U"], dict[Metric, Float[np.ndarray, " U"]]]:
+    """Reward and guarded metrics of one session of each user, under the policy of the user's arm."""
     rewards = np.zeros(len(users))
+    metrics = {metric: np.zeros(len(users)) for metric in Metric}
     for arm, policy in ((True, treatment), (False, control)):
-        sessions = rollout(environment, policy, users[torch.from_numpy(treated == arm)], generator, max_steps)
-        rewards[treated == arm] = sessions.rewards.double().sum((1, 2)).numpy()
-    return rewards
+        rows = treated == arm
+        sessions = rollout(environment, policy, users[torch.from_numpy(rows)], generator, max_steps)
+        rewards[rows] = sessions.rewards.double().sum((1, 2)).numpy()
+        for metric, values in session_metrics(sessions).items():
+            metrics[metric][rows] = values
+    return rewards, metrics
 
 
 @stage("gate", "gate")

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Group
+from rich.padding import Padding
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     # These import torch; the command line must answer before that is loaded.
     from components.experiment.gate import Decision, Reason
     from components.experiment.ledger import LabelSummary
+    from components.experiment.plan import AbPlan
     from flows.benchmarks import Document
     from flows.run_record import RunSummary
 
@@ -69,6 +71,49 @@ def runs_table(runs: Sequence["RunSummary"]) -> Table:
             Text(run.source),
             Text(f"{run.started:%Y-%m-%d %H:%M %Z}".strip()),
         )
+    return table
+
+
+def plan_tables(plan: "AbPlan") -> Group:
+    """Users and days that an A/B needs by either way of testing, its guardrails, and what it can find by which day."""
+    design, base = plan.design, plan.baseline
+    sizes = _plain_table("test", "users", "treatment", "control", "days")
+    rows = [
+        ("looked at once, at its end", plan.fixed),
+        ("looked at any day", plan.sequential),
+        *((f"{part.metric.text} within {part.margin:.0%}", part.test) for part in plan.guardrails),
+    ]
+    if plan.guardrails:
+        rows.append(("gain and guardrails together, at its end", plan.together))
+    for name, test in rows:
+        if test is None:
+            sizes.add_row(name, "never seen")
+            continue
+        counts = (test.users, test.treatment_users, test.control_users, test.days)
+        sizes.add_row(name, *(f"{count:,}" for count in counts))
+    curve = _plain_table("by day", "users", "finds, looked at once", "finds, looked at any day")
+    for day in plan.curve:
+        curve.add_row(f"{day.day:,}", f"{day.users:,}", f"{day.fixed:+.1%}", f"{day.sequential:+.1%}")
+    return Group(
+        Text(
+            f"To find a gain of {design.relative_effect:.1%} with {design.power:.0%} probability, where equal policies "
+            f"pass in {design.level:.1%}; mean {base.mean:.4g} a session, standard deviation "
+            f"{base.standard_deviation:.4g} a user, {design.users_per_day:,.0f} users a day, "
+            f"{design.treatment_share:.0%} of them in the treatment:"
+        ),
+        Padding(sizes, (1, 0)),
+        Text(
+            f"Looked at any day, an A/B needs {plan.inflation:.2f} times the users in the worst case; half of those "
+            f"with such a gain have passed by day {plan.half_passed_by_day:,}."
+        ),
+        Padding(curve, (1, 0, 0, 0)),
+    )
+
+
+def _plain_table(*headings: str) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for place, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if place else "left", overflow="fold")
     return table
 
 

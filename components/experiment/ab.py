@@ -1,18 +1,13 @@
 """A/B comparison of two policies on the users each of them served.
 
-The estimand is the mean reward of a session. Users are assigned, and one user's sessions depend on each other, so an
-arm's mean is a ratio of sums over its U users and its variance is clustered by user (delta method):
-
-    m = Σ_u R_u / Σ_u n_u        Var m = U / (U − 1) Σ_u (R_u − m n_u)² / (Σ_u n_u)²
-
-with R_u the summed reward and n_u the number of sessions of user u. The arms are independent, so the variance of their
-difference is the sum of theirs (Welch), and bounds use Student's t with Welch and Satterthwaite's degrees of freedom.
+The estimand is the mean reward of a session; `arm.py` says how an arm's mean and its variance come from its users. The
+arms are independent, so the variance of their difference is the sum of theirs (Welch), and bounds at the planned end
+use Student's t with Welch and Satterthwaite's degrees of freedom. An A/B that could be acted upon before its planned
+end is judged by its confidence sequence instead (`sequential.py`).
 """
 
 import hashlib
-import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
 import numpy as np
@@ -21,6 +16,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from scipy import stats
 
 from components.errors import InputError
+from components.experiment.arm import ArmMean, Bounds, Contrast, arm_sums, fixed_bounds
+from components.experiment.covariate import CovariateAdjustment, adjust_by_covariate
+from components.experiment.guardrails import Guardrail, GuardrailVerdict, Metric, judge_guardrail
+from components.experiment.sequential import ConfidenceSequence, confidence_sequence
 
 AbLabel = Literal["live", "true simulator", "simulated in a world model"]
 
@@ -41,8 +40,10 @@ class AbResult(BaseModel):
     treatment_sessions: int = Field(ge=2, description="Sessions of the treatment's users.")
     control_sessions: int = Field(ge=2, description="Sessions of the control's users.")
     planned_share: float = Field(gt=0, lt=1, description="Share of users that was meant to get the treatment.")
-    treatment_mean: float = Field(description="Mean reward of a session under the treatment.")
-    control_mean: float = Field(description="Mean reward of a session under the control.")
+    treatment_mean: float = Field(
+        description="Mean reward of a session under the treatment, adjusted where there is an adjustment."
+    )
+    control_mean: float = Field(description="Mean reward of a session under the control, adjusted likewise.")
     difference: float = Field(description="Treatment mean minus control mean.")
     lower: float = Field(description="Lower end of the difference's interval.")
     upper: float = Field(description="Upper end of the difference's interval.")
@@ -55,6 +56,39 @@ class AbResult(BaseModel):
         ge=0, description="Smallest true difference that an A/B of this size finds with 80 % probability."
     )
     conclusive: bool = Field(description="Whether the interval leaves out 0.")
+    standard_error: float = Field(ge=0, description="Of the difference, clustered by user.")
+    degrees_of_freedom: float = Field(gt=0, description="Of the difference's Student t: Welch and Satterthwaite's.")
+    adjustment: CovariateAdjustment | None = Field(
+        default=None,
+        description="How means were adjusted by what users earned before the A/B; None where they were not.",
+    )
+    guardrails: tuple[Guardrail, ...] = Field(default=(), description="Metrics that the treatment must not harm.")
+    sequence: ConfidenceSequence | None = Field(
+        default=None, description="Looks at the difference, day by day and without adjustment."
+    )
+    looked_early: bool = Field(
+        default=False,
+        description="Whether the A/B could be acted upon before its planned end: the last look then counts, "
+        "in bounds that hold at every look.",
+    )
+
+    def bounds(self, level: float) -> Bounds | None:
+        """One-sided bounds on the difference, each wrong with at most this probability however the A/B was looked at.
+
+        None where it was looked at early and there is no confidence sequence.
+        """
+        if self.looked_early:
+            return None if self.sequence is None else self.sequence.bounds(level)
+        half_width = float(stats.t.ppf(1 - level, self.degrees_of_freedom)) * self.standard_error
+        return Bounds(self.difference - half_width, self.difference + half_width)
+
+    def judge(self, guardrail: Guardrail, margin: float, level: float) -> GuardrailVerdict | None:
+        """A guardrail against its margin, in the bounds that count; None where `bounds` gives none."""
+        if not self.looked_early:
+            return judge_guardrail(guardrail, margin, level)
+        if self.sequence is None:
+            return None
+        return judge_guardrail(guardrail, margin, level, self.sequence.planned_sessions)
 
     @model_validator(mode="after")
     def _conclusive_by_its_interval(self) -> "AbResult":
@@ -87,25 +121,6 @@ def _hash(salted: "hashlib.blake2b", user_id: str) -> int:
     return int.from_bytes(digest.digest(), "big")
 
 
-@dataclass(frozen=True)
-class _Arm:
-    n_users: int
-    n_sessions: int
-    mean: float
-    variance: float
-    """Of the mean."""
-
-    @classmethod
-    def of(cls, totals: Float[np.ndarray, " U"], n_sessions: Int[np.ndarray, " U"], name: str) -> "_Arm":
-        n_users = len(totals)
-        if n_users < 2:
-            raise InputError(f"A/B: {name} has {n_users} users; an interval needs at least 2 in each arm")
-        mean = totals.sum() / n_sessions.sum()
-        residuals = totals - mean * n_sessions
-        variance = n_users / (n_users - 1) * np.square(residuals).sum() / n_sessions.sum() ** 2
-        return cls(n_users, int(n_sessions.sum()), float(mean), float(variance))
-
-
 def analyze_ab(
     user: Int[np.ndarray, " S"],
     rewards: Float[np.ndarray, " S"],
@@ -116,6 +131,11 @@ def analyze_ab(
     control: str,
     planned_share: float,
     confidence: float = 0.95,
+    covariate: Float[np.ndarray, " S"] | None = None,
+    metrics: Mapping[Metric, Float[np.ndarray, " S"]] | None = None,
+    day: Int[np.ndarray, " S"] | None = None,
+    planned_sessions: int | None = None,
+    looked_early: bool = False,
 ) -> AbResult:
     """Compare two arms from their sessions.
 
@@ -127,22 +147,40 @@ def analyze_ab(
         treatment: name of the policy that asks to serve.
         control: name of the policy that it is compared with.
         planned_share: share of users that was meant to get the treatment.
-        confidence: of the interval.
+        confidence: of the intervals.
+        covariate: mean reward of each session's user before the A/B, NaN where the user is new; reduces the variance.
+        metrics: guarded metrics of each session.
+        day: of each session, from 0; the difference is then looked at as it stood at each day's end.
+        planned_sessions: sessions of both arms that were planned before the A/B began; those that there are, where
+            nothing is given.
+        looked_early: whether anyone could act on the A/B before its planned end.
 
     Raises:
-        InputError: arrays do not fit each other, rewards are not finite, a user is in both arms, an arm has fewer than
-            two users, or the planned share does not lie between 0 and 1.
+        InputError: arrays do not fit each other, rewards or metrics are not finite, a user is in both arms or has two
+            pasts, an arm has fewer than two users, or the planned share does not lie between 0 and 1.
     """
     if not (user.ndim == 1 and user.shape == rewards.shape == treated.shape):
         raise InputError(
             f"A/B: user, rewards and treated have shapes {user.shape}, {rewards.shape} and {treated.shape}; "
             "expected one value per session in each"
         )
-    if not np.isfinite(rewards).all():
-        raise InputError(f"A/B: {np.count_nonzero(~np.isfinite(rewards))} rewards are not finite; expected numbers")
+    columns = {"covariate": covariate, "day": day, **{metric.value: part for metric, part in (metrics or {}).items()}}
+    for name, column in columns.items():
+        if column is not None and column.shape != user.shape:
+            raise InputError(
+                f"A/B: {name} has shape {column.shape}; expected one value for each of {len(user)} sessions"
+            )
+    for name, values in {
+        "rewards": rewards,
+        **{metric.value: part for metric, part in (metrics or {}).items()},
+    }.items():
+        if not np.isfinite(values).all():
+            raise InputError(f"A/B: {np.count_nonzero(~np.isfinite(values))} {name} are not finite; expected numbers")
+    if day is not None and (day < 0).any():
+        raise InputError(f"A/B: day {day.min()} lies before the first, which is 0")
     if not 0 < planned_share < 1:
         raise InputError(f"planned_share: {planned_share} does not lie between 0 and 1")
-    users, codes = np.unique(user, return_inverse=True)
+    users, firsts, codes = np.unique(user, return_index=True, return_inverse=True)
     n_sessions = np.bincount(codes)
     n_treated = np.bincount(codes, treated)
     if (mixed := (n_treated > 0) & (n_treated < n_sessions)).any():
@@ -150,26 +188,27 @@ def analyze_ab(
             f"A/B: {np.count_nonzero(mixed)} users are in both arms, first user {users[np.argmax(mixed)]}; "
             "expected one arm per user"
         )
-    in_treatment = n_treated > 0
-    totals = np.bincount(codes, rewards)
-    treatment_arm = _Arm.of(totals[in_treatment], n_sessions[in_treatment], f"treatment {treatment}")
-    control_arm = _Arm.of(totals[~in_treatment], n_sessions[~in_treatment], f"control {control}")
-
-    difference = treatment_arm.mean - control_arm.mean
-    variance = treatment_arm.variance + control_arm.variance
-    deviation = math.sqrt(variance)
-    half_width = 0.0
-    if variance > 0:
-        degrees = variance**2 / (
-            treatment_arm.variance**2 / (treatment_arm.n_users - 1)
-            + control_arm.variance**2 / (control_arm.n_users - 1)
-        )
-        half_width = float(stats.t.ppf((1 + confidence) / 2, degrees)) * deviation
+    treatment_arm = _arm_mean(codes[treated], rewards[treated], f"treatment {treatment}")
+    control_arm = _arm_mean(codes[~treated], rewards[~treated], f"control {control}")
+    adjustment = None
+    if covariate is not None:
+        past = covariate[firsts]
+        if not np.array_equal(past[codes], covariate, equal_nan=True):
+            raise InputError("A/B: covariate differs between sessions of one user; expected the user's past in each")
+        totals = np.bincount(codes, rewards)
+        adjusted = adjust_by_covariate(totals, n_sessions, past, n_treated > 0, treatment_arm, control_arm)
+        if adjusted is not None:
+            treatment_arm, control_arm, adjustment = adjusted.treatment, adjusted.control, adjusted.adjustment
+    contrast = Contrast.between(treatment_arm, control_arm)
+    interval = fixed_bounds(contrast, (1 - confidence) / 2)
+    sequence = None
+    if day is not None:
+        planned = len(user) if planned_sessions is None else planned_sessions
+        sequence = confidence_sequence(codes, day, rewards, treated, planned_sessions=planned, confidence=confidence)
     n_users = len(users)
     sample_ratio = stats.chisquare(
         [treatment_arm.n_users, control_arm.n_users], [n_users * planned_share, n_users * (1 - planned_share)]
     )
-    lower, upper = difference - half_width, difference + half_width
     return AbResult(
         label=label,
         treatment=treatment,
@@ -181,12 +220,33 @@ def analyze_ab(
         planned_share=planned_share,
         treatment_mean=treatment_arm.mean,
         control_mean=control_arm.mean,
-        difference=difference,
-        lower=lower,
-        upper=upper,
+        difference=contrast.value,
+        lower=interval.lower,
+        upper=interval.upper,
         confidence=confidence,
-        relative_difference=difference / control_arm.mean if control_arm.mean else None,
+        relative_difference=contrast.value / control_arm.mean if control_arm.mean else None,
         sample_ratio_p_value=float(sample_ratio.pvalue),
-        minimum_detectable_effect=float(stats.norm.ppf((1 + confidence) / 2) + stats.norm.ppf(POWER)) * deviation,
-        conclusive=lower > 0 or upper < 0,
+        minimum_detectable_effect=float(stats.norm.ppf((1 + confidence) / 2) + stats.norm.ppf(POWER))
+        * contrast.standard_error,
+        conclusive=interval.lower > 0 or interval.upper < 0,
+        standard_error=contrast.standard_error,
+        degrees_of_freedom=contrast.degrees,
+        adjustment=adjustment,
+        guardrails=tuple(
+            Guardrail(
+                metric=metric,
+                treatment=arm_sums(codes[treated], values[treated]).mean(),
+                control=arm_sums(codes[~treated], values[~treated]).mean(),
+            )
+            for metric, values in (metrics or {}).items()
+        ),
+        sequence=sequence,
+        looked_early=looked_early,
     )
+
+
+def _arm_mean(user: Int[np.ndarray, " S"], rewards: Float[np.ndarray, " S"], name: str) -> ArmMean:
+    sums = arm_sums(user, rewards)
+    if sums.n_users < 2:
+        raise InputError(f"A/B: {name} has {sums.n_users} users; an interval needs at least 2 in each arm")
+    return sums.mean()

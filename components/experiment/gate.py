@@ -19,10 +19,15 @@ cross-check        does the world model, mended by the log (DR), say the same   
 gain               does the challenger beat what serves now, by its interval           hold
 propensities       were the logging probabilities logged, not fitted                   canary
 A/B                was there one, sound, above 0, in live traffic or a true simulator  hold or canary
+guardrails         did the A/B show each guarded metric to be within its margin        hold or canary
 =================  ==================================================================  ==============
 
 Estimand, ratio, cap, feedback, sample size and weights are asked of the champion's estimate too. Missing evidence
 holds. Every setting can make the gate stricter than the defaults and none can make it milder, so no flag approves.
+
+The A/B is judged by one-sided bounds at `ab_level`: of challengers that equal the control at most that share passes
+(3 % by default), at the planned end of an A/B that nobody could act upon before, and at any look of one that somebody
+could. Guardrails only lower that share.
 """
 
 from collections.abc import Iterator
@@ -34,6 +39,7 @@ from components.evaluation.policy_value import Estimand, NotIdentified, PolicyVa
 from components.evaluation.weights import default_cap, ess_floor
 from components.experiment.ab import AbResult
 from components.experiment.evidence import GateEvidence
+from components.experiment.guardrails import GuardrailMargins, Metric
 from components.interactions.contract import RatioAssumption
 
 
@@ -68,7 +74,7 @@ class GateConfig(BaseModel):
         description="Reward per request by which the whole offline interval must exceed what serves now.",
     )
     confidence: float = Field(
-        default=0.95, ge=0.95, lt=1, description="Confidence that intervals must have been made for."
+        default=0.95, ge=0.95, lt=1, description="Confidence that offline intervals must have been made for."
     )
     weight_tolerance: float = Field(
         default=0.1, gt=0, le=0.1, description="How far the whole interval of the mean weight may lie from 1."
@@ -82,6 +88,13 @@ class GateConfig(BaseModel):
     sample_ratio_p_value: float = Field(
         default=0.001, ge=0.001, le=0.5, description="An A/B whose sample-ratio check falls below this is unsound."
     )
+    ab_level: float = Field(
+        default=0.03,
+        gt=0,
+        le=0.03,
+        description="How often a challenger that equals the control passes the A/B: level of its one-sided bounds.",
+    )
+    guardrails: GuardrailMargins = GuardrailMargins()
 
 
 class Reason(BaseModel):
@@ -112,6 +125,7 @@ def decide(evidence: GateEvidence, config: GateConfig) -> Decision:
         *_exploit(evidence),
         *_offline(evidence, config),
         _ab(evidence, config),
+        *_guardrails(evidence, config),
     )
     return Decision(
         outcome=min((reason.allows for reason in reasons), key=lambda allowed: allowed.rank), reasons=reasons
@@ -316,22 +330,59 @@ def _ab(evidence: GateEvidence, config: GateConfig) -> Reason:
             f"challenger where {ab.planned_share:.0%} were planned (p = {ab.sample_ratio_p_value:.2g}).",
             passed=False,
         )
-    if ab.confidence < config.confidence:
-        text = f"The A/B has a {ab.confidence:.0%} interval; {config.confidence:.0%} is asked for."
+    bounds = ab.bounds(config.ab_level)
+    if bounds is None:
+        text = "The A/B could be acted upon before its planned end, and there are no bounds that hold at every look."
         return _reason("A/B", text, passed=False)
-    seen = _ab_text(ab)
-    if ab.upper < 0:
-        return _reason("A/B", f"{seen} The challenger is worse.", passed=False)
-    if ab.lower <= 0:
+    early = " It could be acted upon early, so its confidence sequence counts." if ab.looked_early else ""
+    seen = f"{_ab_text(ab)}{early}"
+    if bounds.upper < 0:
+        text = f"{seen} The challenger is worse: its upper bound at level {config.ab_level:.2g} is {bounds.upper:+.4g}."
+        return _reason("A/B", text, passed=False)
+    lower = f"the lower bound at level {config.ab_level:.2g} is {bounds.lower:+.4g}"
+    if bounds.lower <= 0:
         text = (
-            f"{seen} That is not conclusive: an A/B of this size finds a difference of "
+            f"{seen} That is not conclusive: {lower}, and an A/B of this size finds a difference of "
             f"{ab.minimum_detectable_effect:.4g} with 80 % probability."
         )
         return _reason("A/B", text, passed=False, otherwise=Outcome.CANARY)
     if ab.label == "simulated in a world model":
         text = f"{seen} The users were simulated by a learned model, so this leads to a canary at most."
         return _reason("A/B", text, passed=False, otherwise=Outcome.CANARY)
-    return _reason("A/B", f"{seen} The challenger is better.", passed=True)
+    return _reason("A/B", f"{seen} The challenger is better: {lower}.", passed=True)
+
+
+def _guardrails(evidence: GateEvidence, config: GateConfig) -> Iterator[Reason]:
+    """One reason for each guarded metric of an A/B; one that is missing holds."""
+    ab = evidence.ab
+    if ab is None:
+        return
+    seen = {guardrail.metric: guardrail for guardrail in ab.guardrails}
+    for metric in Metric:
+        check, margin = f"guardrail {metric.value.replace('_', ' ')}", config.guardrails.of(metric)
+        if metric not in seen:
+            yield _reason(check, f"The A/B does not tell of the {metric.text}.", passed=False)
+            continue
+        judged = ab.judge(seen[metric], margin, config.ab_level)
+        if judged is None:
+            text = f"There are no bounds on the {metric.text} that hold at every look."
+            yield _reason(check, text, passed=False)
+            continue
+        treatment, control = seen[metric].treatment.mean, seen[metric].control.mean
+        numbers = f"{treatment:.4g} against {control:.4g}"
+        if judged.change is not None and judged.worst_change is not None:
+            numbers += f", {judged.change:+.1%} and at worst {judged.worst_change:+.1%}"
+        verdict = {
+            "non-inferior": f"That is within the margin of {margin:.0%}.",
+            "inferior": f"That is beyond the margin of {margin:.0%}.",
+            "unclear": f"Whether that is within the margin of {margin:.0%} is unclear: a canary at most.",
+        }[judged.verdict]
+        yield _reason(
+            check,
+            f"{metric.text[0].upper()}{metric.text[1:]}: {numbers}. {verdict}",
+            passed=judged.verdict == "non-inferior",
+            otherwise=Outcome.HOLD if judged.verdict == "inferior" else Outcome.CANARY,
+        )
 
 
 def _ab_text(ab: AbResult) -> str:

@@ -63,6 +63,18 @@ def test_the_lineage_says_what_the_policy_was_made_from(first_run: Answer) -> No
         assert len(lineage[name]) == 64
 
 
+def test_the_shops_ab_knows_its_users_past_and_guards_what_they_do(first_run: Answer) -> None:
+    ab = first_run.document["evidence"]["ab"]
+    assert ab["adjustment"]["known_share"] > 0.8
+    assert ab["adjustment"]["variance_ratio"] < 1.05
+    assert len(ab["guardrails"]) == 4
+    last = ab["sequence"]["looks"][-1]
+    assert (last["day"], last["n_sessions"], ab["sequence"]["planned_sessions"]) == (10, 400, 400)
+    assert last["difference"] == pytest.approx(ab["adjustment"]["unadjusted_difference"])
+    # Nobody could act on what is simulated in one go.
+    assert not ab["looked_early"]
+
+
 def test_the_same_command_reuses_every_stage_and_comes_to_the_same_result(first_run: Answer, shop: Place) -> None:
     again = shop.call("run", "--config", "loop.toml", "--json")
     assert again.stages("reused") == list(STAGES)

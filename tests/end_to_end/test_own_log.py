@@ -76,6 +76,9 @@ def test_few_bad_rows_are_put_aside_and_the_loop_goes_on_and_too_many_stop_it(pl
     assert pl.read_parquet(Path(decided.document["run"]["folder"]) / "quarantine" / "rows.parquet").height >= 8
     ab = decided.document["evidence"]["ab"]
     assert ab["label"] == "simulated in a world model"
+    # Simulated users have no past.
+    assert ab["adjustment"] is None
+    assert len(ab["guardrails"]) == 4
     # Users are what is assigned and counted, however many sessions each of them replays.
     visitors = pl.read_csv(place.root / "log" / "log.csv")["visitor"].n_unique()
     assert (

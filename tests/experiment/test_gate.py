@@ -7,8 +7,11 @@ from pydantic import ValidationError
 from components.evaluation.exploit_probes import ExploitVerdict
 from components.evaluation.policy_value import Estimand, NotIdentified, PolicyDifference, PolicyValue
 from components.experiment.ab import AbResult
+from components.experiment.arm import ArmMean
 from components.experiment.evidence import GateEvidence, TrustSummary
 from components.experiment.gate import Decision, GateConfig, Outcome, decide, decide_offline
+from components.experiment.guardrails import Guardrail, GuardrailMargins, Metric
+from components.experiment.sequential import ConfidenceSequence, Look
 from components.interactions.contract import RatioAssumption
 
 CONFIG = GateConfig()
@@ -64,6 +67,36 @@ def difference(**changes) -> PolicyDifference:
     return PolicyDifference(**(fields | changes))
 
 
+def guardrail(metric: Metric, treatment: float = 1.0, control: float = 1.0, error: float = 0.01) -> Guardrail:
+    """A metric whose mean is known up to `error` in each arm."""
+    treatment_arm, control_arm = (
+        ArmMean(n_users=1_000, n_sessions=3_000, mean=mean, variance=error**2, session_variance=error**2)
+        for mean in (treatment, control)
+    )
+    return Guardrail(metric=metric, treatment=treatment_arm, control=control_arm)
+
+
+def guarded(changed: Guardrail | None = None) -> tuple[Guardrail, ...]:
+    """All metrics unchanged but one."""
+    return tuple(changed if changed and changed.metric is metric else guardrail(metric) for metric in Metric)
+
+
+def sequence(lower: float, upper: float) -> ConfidenceSequence:
+    """One look whose 95 % interval is so wide by Student's t; the sequence's own is wider."""
+    error = (upper - lower) / 2 / 1.96
+    look = Look(
+        day=3,
+        n_users=2_010,
+        n_sessions=6_030,
+        difference=(lower + upper) / 2,
+        standard_error=error,
+        clock=6_030.0,
+        lower=(lower + upper) / 2 - 3.05 * error,
+        upper=(lower + upper) / 2 + 3.05 * error,
+    )
+    return ConfidenceSequence(confidence=0.95, planned_sessions=6_030, looks=(look,))
+
+
 def ab(**changes) -> AbResult:
     fields = {
         "label": "live",
@@ -83,7 +116,10 @@ def ab(**changes) -> AbResult:
         "relative_difference": 0.2,
         "sample_ratio_p_value": 0.8,
         "minimum_detectable_effect": 0.14,
+        "degrees_of_freedom": 2_000.0,
+        "guardrails": guarded(),
     } | changes
+    fields |= {"standard_error": changes.get("standard_error", (fields["upper"] - fields["lower"]) / 2 / 1.96)}
     return AbResult(**fields, conclusive=fields["lower"] > 0 or fields["upper"] < 0)
 
 
@@ -112,6 +148,11 @@ def with_champion(**changes) -> GateEvidence:
 FULL = RatioAssumption.FULL_SLATE
 CASCADE = RatioAssumption.CASCADE
 SIMULATED = "simulated in a world model"
+FEWER_CLICKS = guardrail(Metric.CLICKS, treatment=0.9)
+PERHAPS_FEWER_CLICKS = guardrail(Metric.CLICKS, treatment=0.95)
+MORE_EXITS = guardrail(Metric.FIRST_REQUEST_EXITS, treatment=1.2)
+FEWER_EXITS = guardrail(Metric.FIRST_REQUEST_EXITS, treatment=0.5)
+NO_PURCHASES = guardrail(Metric.PURCHASES, treatment=0.0, control=0.0, error=0.0)
 
 
 @pytest.mark.parametrize(
@@ -179,9 +220,27 @@ SIMULATED = "simulated in a world model"
         (evidence(ab=None), "canary", "A/B"),
         (evidence(ab=None, ab_started=True), "hold", "A/B"),
         (evidence(ab=ab(sample_ratio_p_value=0.0009)), "hold", "A/B"),
-        (evidence(ab=ab(confidence=0.8)), "hold", "A/B"),
+        # Above 0 by 2.13 standard errors: enough at the planned end, not enough where one could look every day.
+        (evidence(ab=ab(difference=0.1, lower=0.008, upper=0.192)), "promote", None),
+        (
+            evidence(ab=ab(lower=0.008, upper=0.192, looked_early=True, sequence=sequence(0.008, 0.192))),
+            "canary",
+            "A/B",
+        ),
+        (evidence(ab=ab(looked_early=True, sequence=sequence(0.1, 0.3))), "promote", None),
+        (evidence(ab=ab(looked_early=True, sequence=sequence(-0.3, -0.1))), "hold", "A/B"),
+        # Nobody could act on it early: its looks decide nothing.
+        (evidence(ab=ab(sequence=sequence(-0.3, -0.1))), "promote", None),
+        # 1.8 standard errors above 0: 3.6 % of equal policies get so far.
+        (evidence(ab=ab(difference=0.092, lower=-0.008, upper=0.192)), "canary", "A/B"),
+        (evidence(ab=ab(guardrails=guarded(FEWER_CLICKS))), "hold", "guardrail clicks"),
+        (evidence(ab=ab(guardrails=guarded(PERHAPS_FEWER_CLICKS))), "canary", "guardrail clicks"),
+        (evidence(ab=ab(guardrails=guarded(MORE_EXITS))), "hold", "guardrail first request exits"),
+        (evidence(ab=ab(guardrails=guarded(FEWER_EXITS))), "promote", None),
+        (evidence(ab=ab(guardrails=guarded(NO_PURCHASES))), "promote", None),
+        (evidence(ab=ab(guardrails=guarded()[1:])), "hold", "guardrail session length"),
         (evidence(ab=ab(difference=-0.2, lower=-0.3, upper=-0.1)), "hold", "A/B"),
-        (evidence(ab=ab(lower=-0.1)), "canary", "A/B"),
+        (evidence(ab=ab(difference=0.1, lower=-0.1)), "canary", "A/B"),
         (evidence(ab=ab(label=SIMULATED)), "canary", "A/B"),
         (evidence(ab=ab(label=SIMULATED, difference=-0.2, lower=-0.3, upper=-0.1)), "hold", "A/B"),
     ],
@@ -212,6 +271,10 @@ def test_a_higher_bar_holds_what_a_lower_one_lets_through():
         {"weight_tolerance": 0.5},
         {"max_unknown_share": 0.5},
         {"sample_ratio_p_value": 0.0001},
+        {"ab_level": 0.05},
+        {"guardrails": {"clicks": 0.06}},
+        {"guardrails": {"purchases": 0.2}},
+        {"guardrails": {"session_length": None}},
         {"approve": True},
     ],
 )
@@ -248,7 +311,40 @@ def test_reasons_give_their_numbers_in_sentences():
         "(95% interval +0.1 to +0.3); the whole interval must lie above 0."
     )
     assert reasons["data"] == "The log met its data checks. 12 of 40,012 requests were quarantined."
-    assert reasons["A/B"].endswith("+0.2, +20.0% (95% interval +0.1 to +0.3). The challenger is better.")
+    assert reasons["A/B"].endswith(
+        "+0.2, +20.0% (95% interval +0.1 to +0.3). The challenger is better: the lower bound at level 0.03 is +0.104."
+    )
+    assert reasons["guardrail purchases"] == (
+        "Purchases of a session: 1 against 1, +0.0% and at worst -2.5%. That is within the margin of 10%."
+    )
+
+
+def test_an_ab_that_could_be_acted_upon_early_needs_bounds_that_hold_at_every_look():
+    reasons = decide(evidence(ab=ab(looked_early=True)), CONFIG).reasons
+    assert [reason.check for reason in reasons if reason.allows is Outcome.HOLD] == [
+        "A/B",
+        *(f"guardrail {metric.value.replace('_', ' ')}" for metric in Metric),
+    ]
+
+
+def test_guardrails_are_judged_at_every_look_too_where_one_could_look_every_day():
+    # 2.2 standard errors within the margin: clear at the planned end, unclear in a confidence sequence.
+    near = guardrail(Metric.CLICKS, treatment=0.98)
+    at_end = ab(guardrails=guarded(near))
+    early = ab(guardrails=guarded(near), looked_early=True, sequence=sequence(0.1, 0.3))
+    assert decide(evidence(ab=at_end), CONFIG).outcome is Outcome.PROMOTE
+    assert decide(evidence(ab=early), CONFIG).outcome is Outcome.CANARY
+
+
+def test_a_smaller_margin_holds_a_stricter_bar():
+    near = evidence(ab=ab(guardrails=guarded(guardrail(Metric.CLICKS, treatment=0.99))))
+    assert decide(near, CONFIG).outcome is Outcome.PROMOTE
+    assert decide(near, GateConfig(guardrails=GuardrailMargins(clicks=0.01))).outcome is Outcome.CANARY
+
+
+def test_a_stricter_level_lets_less_through():
+    close = evidence(ab=ab(difference=0.1, lower=0.008, upper=0.192))
+    assert decide(close, GateConfig(ab_level=0.01)).outcome is Outcome.CANARY
 
 
 def test_where_the_log_gives_no_value_there_is_none_that_the_world_model_could_exceed():
@@ -284,13 +380,16 @@ values = st.builds(
     difference_lower=st.sampled_from([-0.1, 0.1, None]),
     propensities_estimated=st.booleans(),
 )
+INTERVALS = ((-0.3, -0.1), (-0.3, 0.3), (0.1, 0.3))
 abs_ = st.builds(
-    ab,
+    lambda ends, **changes: ab(difference=sum(ends) / 2, lower=ends[0], upper=ends[1], **changes),
+    ends=st.sampled_from(INTERVALS),
     label=st.sampled_from(["live", "true simulator", SIMULATED]),
-    lower=st.sampled_from([-0.3, 0.1]),
-    upper=st.sampled_from([-0.1, 0.3]),
     sample_ratio_p_value=st.sampled_from([0.0001, 0.5]),
-).filter(lambda result: result.lower < result.upper)
+    looked_early=st.booleans(),
+    sequence=st.sampled_from([None, sequence(-0.1, 0.3), sequence(0.1, 0.3)]),
+    guardrails=st.sampled_from([(), guarded(), guarded(FEWER_CLICKS), guarded(PERHAPS_FEWER_CLICKS)]),
+)
 OPTIONAL = ("data_passed", "trust", "exploit", "offline", "cross_check", "champion", "comparison", "ab")
 
 
@@ -338,6 +437,17 @@ def test_offline_evidence_alone_never_exceeds_canary(given_evidence, ab_started)
 def test_an_ab_in_a_world_model_never_exceeds_canary(given_evidence):
     simulated = given_evidence.model_copy(update={"ab": ab(label=SIMULATED), "ab_started": True})
     assert decide(simulated, CONFIG).outcome is not Outcome.PROMOTE
+
+
+@settings(max_examples=150, deadline=None)
+@given(abs_, st.sets(st.sampled_from(Metric), min_size=1))
+def test_leaving_out_guardrails_or_looks_never_raises_the_outcome(result, removed):
+    whole = decide(evidence(ab=result), CONFIG).outcome
+    fewer = tuple(part for part in result.guardrails if part.metric not in removed)
+    assert decide(evidence(ab=result.model_copy(update={"guardrails": fewer})), CONFIG).outcome.rank <= whole.rank
+    if result.looked_early:
+        unseen = evidence(ab=result.model_copy(update={"sequence": None}))
+        assert decide(unseen, CONFIG).outcome.rank <= whole.rank
 
 
 def test_the_outcomes_are_ordered():

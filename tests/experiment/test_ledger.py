@@ -10,8 +10,10 @@ from components.errors import InputError
 from components.evaluation.exploit_probes import ExploitVerdict
 from components.evaluation.policy_value import Estimand, NotIdentified, PolicyDifference, PolicyValue
 from components.experiment.ab import AbResult
+from components.experiment.arm import ArmMean
 from components.experiment.evidence import GateEvidence, TrustSummary
 from components.experiment.gate import GateConfig, Outcome
+from components.experiment.guardrails import Guardrail, Metric
 from components.experiment.ledger import (
     Correlation,
     LedgerAb,
@@ -24,6 +26,8 @@ from components.experiment.ledger import (
 )
 from components.interactions.contract import RatioAssumption
 
+#: A guarded metric that does not change.
+SAME = ArmMean(n_users=5_000, n_sessions=9_000, mean=1.0, variance=1e-4, session_variance=1e-4)
 NCIS, SESSION = "one-request NCIS", "session NCIS"
 DAY = datetime(2026, 4, 1, tzinfo=UTC)
 #: Intervals of A/Bs by what they say.
@@ -357,6 +361,9 @@ def result(**changes) -> AbResult:
         "sample_ratio_p_value": 0.6,
         "minimum_detectable_effect": 0.12,
         "conclusive": True,
+        "standard_error": 0.051,
+        "degrees_of_freedom": 9_000.0,
+        "guardrails": tuple(Guardrail(metric=metric, treatment=SAME, control=SAME) for metric in Metric),
     }
     return AbResult(**(fields | changes))
 

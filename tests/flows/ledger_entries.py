@@ -30,6 +30,8 @@ def ab_result(difference: float = 0.2, label: AbLabel = "live", **changes: Any) 
         "relative_difference": difference,
         "sample_ratio_p_value": 0.6,
         "minimum_detectable_effect": 0.12,
+        "standard_error": 0.051,
+        "degrees_of_freedom": 9_000.0,
         "conclusive": lower > 0 or upper < 0,
     }
     return AbResult.model_validate(fields | changes)

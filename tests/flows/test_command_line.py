@@ -350,3 +350,46 @@ def test_json_is_the_only_thing_on_stdout(tmp_path: Path) -> None:
         "import", "--source", "storefront", "--out", tmp_path / "log", "--set", "source.n_sessions=150", "--json"
     )
     assert json.loads(answer.stdout)["source"] == "storefront"
+
+
+PLAN = ["plan-ab", "--effect", "0.1", "--mean", "2", "--sd", "3", "--users-per-day", "100"]
+
+
+def test_an_ab_is_planned_from_numbers() -> None:
+    plan = json.loads(call(*PLAN, "--json").stdout)
+    # (1.8808 + 0.8416)² · 9 · 4 / 0.2² = 6,670.4 users, and 1.96 times as many where one may look every day.
+    assert plan["fixed"] == {"users": 6_672, "treatment_users": 3_336, "control_users": 3_336, "days": 67}
+    assert plan["inflation"] == pytest.approx(1.96, abs=0.01)
+    shown = call(*PLAN).stdout
+    for words in ("6,672", "looked at any day", "1.96 times the users"):
+        assert words in shown
+    assert "together" not in shown
+
+
+def test_an_ab_is_planned_from_a_log_and_options_come_before_it(storefront_log: Log) -> None:
+    log = ("plan-ab", "--effect", "0.1", "--log", storefront_log.path, "--json")
+    plan = json.loads(call(*log).stdout)
+    assert [part["metric"] for part in plan["guardrails"]] == [
+        "session_length", "clicks", "purchases", "first_request_exits"
+    ]  # fmt: skip
+    assert plan["together"]["users"] >= max(part["test"]["users"] for part in plan["guardrails"])
+    busier = json.loads(call(*log, "--users-per-day", "1000", "--mean", "9").stdout)
+    assert (busier["design"]["users_per_day"], busier["baseline"]["mean"]) == (1_000, 9)
+    assert busier["baseline"]["standard_deviation"] == plan["baseline"]["standard_deviation"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ([], ["--mean, --sd, --users-per-day: expected a value"]),
+        (["--mean", "2", "--sd", "3", "--users-per-day", "0"], ["--users-per-day 0.0: input should be greater than 0"]),
+        (["--mean", "2", "--sd", "3", "--users-per-day", "9", "--share", "1"], ["--share 1.0", "less than 1"]),
+        (["--mean", "-2", "--sd", "3", "--users-per-day", "9"], ["mean: -2; expected a mean reward above 0"]),
+        (["--mean", "nan", "--sd", "3", "--users-per-day", "9"], ["--mean nan: input should be a finite number"]),
+        (["--log", "/no/where"], ["/no/where: no such folder; expected a log"]),
+    ],
+)
+def test_a_plan_that_cannot_be_made_says_what_is_missing_or_wrong(options: list[str], words: list[str]) -> None:
+    said = refused("plan-ab", "--effect", "0.1", *options)
+    for word in words:
+        assert word in said

@@ -15,9 +15,13 @@ from components.evaluation.trust_score import TrustPart, trust_score
 from components.evaluation.two_sample import TwoSampleTest
 from components.evaluation.world_model_trust import Calibration, GeneratedAgainstReal, WorldModelTrust
 from components.experiment.ab import AbResult
+from components.experiment.arm import ArmMean
+from components.experiment.covariate import CovariateAdjustment
 from components.experiment.evidence import GateEvidence, TrustSummary
 from components.experiment.gate import Decision, GateConfig, decide
+from components.experiment.guardrails import Guardrail, Metric
 from components.experiment.ledger import LedgerEntry, LedgerSummary, summarize
+from components.experiment.sequential import ConfidenceSequence, Look
 from components.interactions.contract import RatioAssumption
 from components.validation.checks import BadRow, DataChecks
 from components.validation.data_docs import ExpectationResult
@@ -133,6 +137,14 @@ def probe(policy: str, model: float, log: PolicyValue, *, effective: float = 2_0
     )
 
 
+def guardrail(metric: Metric, treatment: float, control: float) -> Guardrail:
+    arms = [
+        ArmMean(n_users=10_000, n_sessions=10_000, mean=mean, variance=1e-4 * mean**2, session_variance=1e-4 * mean**2)
+        for mean in (treatment, control)
+    ]
+    return Guardrail(metric=metric, treatment=arms[0], control=arms[1])
+
+
 AB = AbResult(
     label="true simulator",
     treatment="reinforce",
@@ -152,6 +164,35 @@ AB = AbResult(
     sample_ratio_p_value=0.661,
     minimum_detectable_effect=0.0858,
     conclusive=True,
+    standard_error=0.0306,
+    degrees_of_freedom=19_998.0,
+    adjustment=CovariateAdjustment(slope=0.14, known_share=0.92, variance_ratio=0.913, unadjusted_difference=0.124),
+    guardrails=tuple(
+        guardrail(metric, treatment, control)
+        for metric, treatment, control in (
+            (Metric.SESSION_LENGTH, 3.94, 3.88),
+            (Metric.CLICKS, 2.67, 2.55),
+            (Metric.PURCHASES, 0.601, 0.604),
+            (Metric.FIRST_REQUEST_EXITS, 0.243, 0.24),
+        )
+    ),
+    sequence=ConfidenceSequence(
+        confidence=0.95,
+        planned_sessions=20_000,
+        looks=tuple(
+            Look(
+                day=day,
+                n_users=2_000 * day,
+                n_sessions=2_000 * day,
+                difference=0.124,
+                standard_error=0.0306 * (10 / day) ** 0.5,
+                clock=2_000.0 * day,
+                lower=0.124 - 0.3 / day**0.5,
+                upper=0.124 + 0.3 / day**0.5,
+            )
+            for day in range(1, 11)
+        ),
+    ),
 )
 CHECKS = DataChecks(
     n_requests=97_214,
@@ -294,7 +335,15 @@ NOT_IDENTIFIED = IDENTIFIED.model_copy(
         "trust_score": trust_score((*TRUST.parts, UNCHECKED)),
         "ranking": (RankingQuality(policy="reinforce", hit_rate_1=0.091, hit_rate_10=0.403, n_requests=20_114),),
         "releases": {"reinforce": Release(strength=1.0, validation_ess=None, required_ess=None)},
-        "ab": AB.model_copy(update={"label": "simulated in a world model", "lower": -0.03, "conclusive": False}),
+        "ab": AB.model_copy(
+            update={
+                "label": "simulated in a world model",
+                "lower": -0.03,
+                "conclusive": False,
+                "adjustment": None,
+                "guardrails": (*AB.guardrails[1:], guardrail(Metric.SESSION_LENGTH, 3.8, 4.0)),
+            }
+        ),
     }
 )
 
@@ -414,6 +463,40 @@ def test_limits_trust_and_quarantine_are_on_the_page(page: str, evidence: Eviden
 def test_what_stands_against_a_decision_comes_before_what_passed(tmp_path: Path) -> None:
     text = Reader(written(NOT_IDENTIFIED, tmp_path)).text
     assert text.index("✗ stands against") < text.index("▲ limits to a canary") < text.index("✓ passed")
+
+
+def test_the_ab_stands_with_its_bound_its_guardrails_and_its_looks(tmp_path: Path) -> None:
+    page = written(IDENTIFIED, tmp_path)
+    text = Reader(page).text
+    assert "The gate reads the lower bound at its level 3 %, which is +0.0634" in text
+    assert "its looks decide nothing" in text
+    assert "the variance of the difference is 0.913 times what it would be without" in text
+    assert "✓ within requests of a session 3.940 3.880 +1.5 % −1.1 % −5 %" in _spaced(page)
+    assert "✓ within share of sessions left after the first request 0.2430 0.2400 +1.2 % +4.1 % +10 %" in _spaced(page)
+    assert "At the last look, day 10 with 20,000 users, it was +0.124 (+0.0291 to +0.219)" in page
+
+
+def test_a_guardrail_that_is_unclear_or_beyond_its_margin_shows(tmp_path: Path) -> None:
+    assert "▲ unclear requests of a session" in _spaced(written(NOT_IDENTIFIED, tmp_path))
+    worse = AB.model_copy(update={"guardrails": (guardrail(Metric.CLICKS, 2.0, 2.6),), "looked_early": True})
+    evidence = IDENTIFIED.model_copy(update={"ab": worse})
+    assert "✗ beyond clicks of a session" in _spaced(written(evidence, tmp_path))
+    unseen = IDENTIFIED.model_copy(update={"ab": worse.model_copy(update={"sequence": None})})
+    assert "✗ no bounds clicks of a session" in _spaced(written(unseen, tmp_path))
+
+
+def test_an_ab_of_rewards_alone_has_a_page(tmp_path: Path) -> None:
+    bare = AB.model_copy(update={"adjustment": None, "guardrails": (), "sequence": None})
+    page = written(IDENTIFIED.model_copy(update={"ab": bare}), tmp_path)
+    text = Reader(page).text
+    assert "Minimum detectable effect" in text
+    assert "Looks, day by day" not in text
+    assert "looks-" not in page
+
+
+def _spaced(page: str) -> str:
+    """The page's words with one space between cells; a number and its unit stay together with one."""
+    return " ".join(re.sub(r"<[^>]*>", " ", page).split())
 
 
 def test_where_nothing_is_identified_a_reason_and_hit_rates_take_the_place_of_the_plot(tmp_path: Path) -> None:

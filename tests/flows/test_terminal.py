@@ -7,9 +7,11 @@ from ledger_entries import ab_result, ledger_entry
 from rich.console import Console, RenderableType
 
 from components.experiment.gate import Decision, Outcome, Reason
+from components.experiment.guardrails import Metric
 from components.experiment.ledger import summarize
+from components.experiment.plan import AbDesign, Baseline, plan_ab
 from flows.run_record import RunSummary
-from flows.terminal import decision_panel, ledger_table, runs_table
+from flows.terminal import decision_panel, ledger_table, plan_tables, runs_table
 
 DECISION = Decision(
     outcome=Outcome.HOLD,
@@ -69,3 +71,19 @@ def test_the_table_of_the_ledger_keeps_every_count_and_fits(width: int) -> None:
         gate, estimator = (line for line in text.splitlines() if line.startswith(("gate", "one-request")))
         assert re.search(r"what was logged +7 +4 of 4 .* 1 of 5 ", gate)
         assert re.search(r"the A/B's control +7 +4 of 4 .* 1 of 5 .* 0\.\d+ \(", estimator)
+
+
+@pytest.mark.parametrize("width", [60, 120])
+def test_a_plan_shows_users_days_guardrails_and_what_each_day_finds(width: int) -> None:
+    seen = {
+        Metric.CLICKS: Baseline(mean=1.0, standard_deviation=1.0),
+        Metric.PURCHASES: Baseline(mean=0.0, standard_deviation=0.0),
+    }
+    design = AbDesign(relative_effect=0.1, users_per_day=100.0)
+    plan = plan_ab(Baseline(mean=2.0, standard_deviation=3.0), design, seen)
+    text = shown(plan_tables(plan), width)
+    for test in (plan.fixed, plan.sequential, plan.together):
+        assert f"{test.users:,}" in text
+    assert "never seen" in text
+    assert f"{plan.curve[-1].sequential:+.1%}" in text
+    assert max(map(len, text.splitlines())) <= width
