@@ -39,7 +39,9 @@ app.add_typer(data_app, name="data")
 
 P = ParamSpec("P")
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout; messages go to stderr.")]
-SourceName = Annotated[str | None, typer.Option("--source", help="storefront, sessions, trivago or table.")]
+SourceName = Annotated[
+    str | None, typer.Option("--source", help="storefront, obd, trivago, sessions, movielens or table.")
+]
 SourcePath = Annotated[Path | None, typer.Option("--path", help="File or folder that the source reads.")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file; it holds only what differs.")]
 Settings = Annotated[list[str] | None, typer.Option("--set", help="One setting: reinforce.gamma=0.8", metavar="A.B=C")]
@@ -105,7 +107,7 @@ def run_loop(
 @app.command("import", epilog="Example: slateloop import --source trivago --path trivago --out data/trivago")
 @command
 def import_source(
-    source: Annotated[str, typer.Option("--source", help="sessions, trivago, table or storefront.")],
+    source: Annotated[str, typer.Option("--source", help="obd, trivago, sessions, movielens, table or storefront.")],
     out: Annotated[Path, typer.Option("--out", help="Folder of the log.")],
     path: SourcePath = None,
     settings: Settings = None,

@@ -182,6 +182,9 @@ def _explain(error: ValidationError) -> str:
     # Errors below `source` name the branch of the union as well: source.storefront.n_users.
     branch, path = _branch([str(part) for part in first["loc"]])
     name = ".".join(path)
+    if first["type"] == "missing":
+        what = branch.model_fields[path[-1]].description
+        return f"configuration: {name}: missing; {what} Say it with --set {name}=VALUE"
     if first["type"] == "extra_forbidden":
         keys = list(branch.model_fields)
         return f"configuration: unknown key {name!r}; {'.'.join(path[:-1]) or 'the top level'} has: {', '.join(keys)}"

@@ -94,6 +94,7 @@ def train_adversarially(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         discriminator = Discriminator(model.encoder)
+    discriminator.reads_leaving.copy_(model.knows_leaving)
     judge = torch.optim.Adam(discriminator.parameters(), lr=config.discriminator_rate)
     sampler = world.sampler if model.slate_size == 0 else None
     pool = train.sample(POOL_SESSIONS, generator)

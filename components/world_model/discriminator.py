@@ -18,6 +18,8 @@ class Discriminator(nn.Module):
     """Belief that a session is real."""
 
     item_features: Tensor
+    reads_leaving: Tensor
+    """Whether leaving is read: false where logged sessions are all censored, and generated ones told apart by that."""
 
     def __init__(self, encoder: SessionEncoder, width: int = 24, hidden: int = 32) -> None:
         super().__init__()
@@ -25,6 +27,7 @@ class Discriminator(nn.Module):
         # Where the log has no slates, generated sessions have, and would be told apart by that alone.
         self.reads_slates = shape.reads_slates
         self.register_buffer("item_features", encoder.item_features.clone())
+        self.register_buffer("reads_leaving", torch.ones((), dtype=torch.bool))
         self.id_embedding = nn.Embedding(shape.n_indices, width, padding_idx=0)
         nn.init.normal_(self.id_embedding.weight.data[1:], std=0.05)
         self.feature_weights = feature_weights(shape.n_item_features, width)
@@ -44,7 +47,7 @@ class Discriminator(nn.Module):
             self._vectors(batch.events).sum(2),
             clicks.sum(2, keepdim=True),
             purchases.sum(2, keepdim=True),
-            batch.left[..., None].float(),
+            (batch.left & self.reads_leaving)[..., None].float(),
             batch.context,
         ]
         hidden, _ = self.recurrent(torch.cat(parts, dim=2))

@@ -2,15 +2,15 @@
 
 What users bring along (candidates, context, organic events) is replayed from logged sessions; what they answer is
 sampled. Beyond the end of the replayed session candidates and events are those of another session's request; the
-context stays. Where a log has no slates the model draws the next item from the catalogue: it is a click where the
-slate holds it, an organic event in either case, and a retrieval stage (followers of the last item, then popular items)
-yields the candidates.
+context stays. Where training never saw whether a user stayed, a session ends with the one that it replays. Where a log
+has no slates the model draws the next item from the catalogue: it is a click where the slate holds it, an organic event
+in either case, and a retrieval stage (followers of the last item, then popular items) yields the candidates.
 """
 
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from components.environments.interface import Feedback
@@ -99,6 +99,7 @@ class WorldModel:
             chosen = model.sample_next_items(session, *self.sampler.draw(generator), generator)
             nothing = session.hidden[:, :0]
             left = model.sample_leaving(session, slates[:, :0], nothing, nothing, generator)
+            left = self._ends(state, left)
             # Who leaves turns to no next item.
             clicks = ((slates == chosen[:, None]) & ~left[:, None]).float()
             purchases = torch.zeros_like(clicks)
@@ -108,6 +109,7 @@ class WorldModel:
             requests = Requests(self.retrieve(following, generator), state.context, events)
         else:
             clicks, purchases, left = model.sample_responses(session, slates, generator)
+            left = self._ends(state, left)
             requests = self._requests(row, generator, None)
             replayed = (step < self.pool.lengths[state.session])[:, None]
             requests = replace(requests, context=torch.where(replayed, requests.context, state.context))
@@ -116,6 +118,10 @@ class WorldModel:
             state.session, step, row, following.hidden, following.recent,
             requests.candidates, requests.context, requests.events,
         )  # fmt: skip
+
+    def _ends(self, state: WorldModelState, left: Bool[Tensor, " B"]) -> Bool[Tensor, " B"]:
+        """Whose session ends: who leaves or, where leaving is not known, is at the end of the replayed session."""
+        return left if self.user_model.knows_leaving else state.step + 1 >= self.pool.lengths[state.session]
 
     def _next_rows(
         self, state: WorldModelState, step: Int[Tensor, " B"], generator: torch.Generator

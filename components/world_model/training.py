@@ -116,7 +116,7 @@ def train_by_likelihood(
     sampler = NegativeSampler.of(counts, config.negatives) if user_model.slate_size == 0 else None
     best, best_epoch = copy.deepcopy(user_model.state_dict()), -1
     history: list[Epoch] = []
-    sold = False
+    sold, ends_known = False, False
     judged = validation.sample(config.validation_sessions, generator)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.max_epochs)
     for epoch in range(config.max_epochs):
@@ -130,8 +130,9 @@ def train_by_likelihood(
                 # A constant divisor: each request weighs the same, in short sessions and in long ones.
                 (likelihood.total / config.batch_sessions).backward()
                 loss_sum += float(likelihood.total.detach())
-                n_requests += float(likelihood.n_leave)
+                n_requests += float(likelihood.n_request)
                 sold = sold or bool(batch.purchases.any())
+                ends_known = ends_known or bool(batch.leave_observed.any())
             for parameter in user_model.parameters():
                 if parameter.grad is not None and parameter.grad.is_sparse:
                     parameter.grad = parameter.grad.to_dense()
@@ -147,6 +148,7 @@ def train_by_likelihood(
             break
     user_model.load_state_dict(best)
     user_model.sells.fill_(sold)
+    user_model.knows_leaving.fill_(ends_known)
     return LikelihoodTraining(user_model.eval(), tuple(history), best_epoch)
 
 

@@ -36,12 +36,14 @@ class Likelihood:
     """Positions (per position), slates (choice) or next items (no slates)."""
     n_purchase: Float[Tensor, ""]
     n_leave: Float[Tensor, ""]
+    """Requests after which staying or leaving is known."""
+    n_request: Float[Tensor, ""]
 
     def __add__(self, other: "Likelihood") -> "Likelihood":
         return Likelihood(*(mine + its for mine, its in zip(self._values(), other._values(), strict=True)))
 
     def _values(self) -> tuple[Tensor, ...]:
-        return self.click, self.purchase, self.leave, self.n_click, self.n_purchase, self.n_leave
+        return self.click, self.purchase, self.leave, self.n_click, self.n_purchase, self.n_leave, self.n_request
 
     @property
     def total(self) -> Float[Tensor, ""]:
@@ -50,8 +52,8 @@ class Likelihood:
 
     @property
     def per_request(self) -> Float[Tensor, ""]:
-        """Sum of all parts over the requests whose end is known."""
-        return self.total / self.n_leave.clamp(min=1.0)
+        """Sum of all parts over the requests."""
+        return self.total / self.n_request.clamp(min=1.0)
 
     @property
     def per_click(self) -> float:
@@ -64,6 +66,8 @@ class UserModel(nn.Module):
 
     sells: Tensor
     """Whether purchases can be sampled: false where training saw none, and the purchase head learned nothing."""
+    knows_leaving: Tensor
+    """Whether leaving can be sampled: false where training never saw whether a user stayed."""
 
     def __init__(self, encoder: SessionEncoder, slate_size: int, responses: Responses) -> None:
         super().__init__()
@@ -74,6 +78,7 @@ class UserModel(nn.Module):
         self.position = nn.Parameter(torch.zeros(slate_size))
         self.clicks_above = nn.Parameter(torch.zeros(()))
         self.register_buffer("sells", torch.ones((), dtype=torch.bool))
+        self.register_buffer("knows_leaving", torch.ones((), dtype=torch.bool))
         self.skip = nn.Linear(hidden, 1)
         self.leave = nn.Sequential(nn.Linear(hidden + 2 * width + 2, 32), nn.Tanh(), nn.Linear(32, 1))
 
@@ -150,6 +155,7 @@ class UserModel(nn.Module):
             n_click=(weight * n_click).sum(),
             n_purchase=bought.sum(),
             n_leave=known.sum(),
+            n_request=weight.sum(),
         )
 
     def click_losses(self, batch: SessionBatch) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T"]]:

@@ -65,7 +65,8 @@ def test_a_group_without_a_name_is_the_storefronts(toml: Path) -> None:
         ("as_of=2026-01-01", ["as_of = '2026-01-01'", "timezone"]),
         ("reinforce=3", ["reinforce = 3", "dictionary"]),
         ("source=storefront", ["source = 'storefront'", "dictionary"]),
-        ("source.name=nowhere", ["source.name = 'nowhere'", "storefront, sessions, table, trivago"]),
+        ("source.name=obd", ["source.campaign: missing", "'all', 'men' or 'women'", "--set source.campaign=VALUE"]),
+        ("source.name=nowhere", ["source.name = 'nowhere'", "storefront, movielens, obd, sessions, table, trivago"]),
         ("seed", ["--set seed", "expected a.b=c"]),
         ("=1", ["--set =1", "expected a.b=c"]),
         ("a..b=1", ["--set a..b=1", "expected a.b=c"]),
@@ -109,7 +110,9 @@ def test_a_missing_file_and_a_folder_are_refused_by_name(tmp_path: Path) -> None
 
 
 def test_an_unknown_source_is_answered_with_the_known_ones() -> None:
-    with pytest.raises(InputError, match=r"'shop'.*the sources are: storefront, sessions, table, trivago"):
+    with pytest.raises(
+        InputError, match=r"'shop'.*the sources are: storefront, movielens, obd, sessions, table, trivago"
+    ):
         load_config(None, [], "shop")
 
 

@@ -101,3 +101,15 @@ def test_the_same_seed_plays_the_same_game(shop_model: UserModel, reader: Sessio
     assert games[0].history[0].kept
     weights = [game.discriminator.state_dict() for game in games]
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+
+
+def test_the_discriminator_reads_leaving_as_far_as_the_user_model_knows_it(
+    shop_model: UserModel, reader: SessionReader
+) -> None:
+    for knows in (True, False):
+        shop_model.knows_leaving.fill_(knows)
+        world = world_of(shop_model, reader)
+        training = train_adversarially(
+            world, UniformPolicy(world.slate_size), reader, reader, CONFIG, 0, lambda message, share: None
+        )
+        assert bool(training.discriminator.reads_leaving) == knows

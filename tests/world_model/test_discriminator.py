@@ -80,3 +80,14 @@ def test_without_logged_slates_sessions_are_told_apart_by_what_users_did_alone(
     )  # fmt: skip
 
     assert torch.equal(discriminator.session_logits(made), discriminator.session_logits(real))
+
+
+def test_leaving_is_read_only_where_real_sessions_tell_of_it(shop_model: UserModel, reader: SessionReader) -> None:
+    torch.manual_seed(0)
+    discriminator = Discriminator(shop_model.encoder)
+    batch = next(reader.batches(30))
+    censored = replace(batch, left=torch.zeros_like(batch.left))
+
+    assert not torch.equal(discriminator.session_logits(batch), discriminator.session_logits(censored))
+    discriminator.reads_leaving.fill_(False)
+    torch.testing.assert_close(discriminator.session_logits(batch), discriminator.session_logits(censored))

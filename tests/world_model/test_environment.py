@@ -147,3 +147,15 @@ def test_beyond_the_replayed_session_its_last_context_stays(shop: WorldModel) ->
     assert int((batch.lengths > shop.pool.lengths[:200]).sum()) > 20
     first = batch.context[:, :1].expand_as(batch.context)
     assert torch.equal(batch.context[batch.mask], first[batch.mask])
+
+
+def test_where_leaving_is_not_known_a_session_ends_with_the_one_that_it_replays(
+    shop: WorldModel, site: WorldModel
+) -> None:
+    for world in (shop, site):
+        world.user_model.knows_leaving.fill_(False)
+        policy, users = UniformPolicy(world.slate_size), torch.arange(world.n_users)
+
+        sessions = rollout(world, policy, users, torch.Generator().manual_seed(0), 100)
+
+        assert torch.equal(sessions.lengths, world.pool.lengths)

@@ -91,3 +91,19 @@ def test_where_training_saw_no_purchase_none_is_sampled(
     assert purchases() > 0
     train(shop_model, without, max_epochs=1)
     assert purchases() == 0
+
+
+def test_where_no_request_tells_who_stayed_losses_are_per_request_and_leaving_is_not_known(
+    shop_model: UserModel, reader: SessionReader, tmp_path: Path
+) -> None:
+    log = reader.log
+    first = log.scan().filter(pl.col("step") == 0).with_columns(session_end=pl.lit("censored")).collect()
+    single = SessionReader(write_log(tmp_path / "log", log.manifest, [first], log.items()), reader.vocabulary)
+
+    trained = train(shop_model, reader, max_epochs=1)
+    assert trained.user_model.knows_leaving
+    trained = train(shop_model, single, max_epochs=1)
+    assert not trained.user_model.knows_leaving
+    whole = evaluate_likelihood(shop_model, single)
+    assert float(whole.n_leave) == 0.0
+    assert float(whole.per_request) == pytest.approx(float(whole.total) / first.height)

@@ -9,7 +9,7 @@ import polars as pl
 
 from components.errors import InputError
 from components.interactions.contract import SESSION_ENDS, TIMESTAMP
-from components.interactions.importers._reading import ROW, collect, from_unix, refuse
+from components.interactions.importers._reading import ROW, collect, from_iso, from_unix, refuse
 
 TimestampFormat = Literal["iso", "s", "ms", "us"]
 
@@ -103,7 +103,7 @@ class MappedFile:
             in_utc = cell.dt.convert_time_zone("UTC") if dtype.time_zone else cell.dt.replace_time_zone("UTC")
             values = in_utc.cast(TIMESTAMP)
         elif timestamp_format == "iso" and dtype == pl.String:
-            values = _from_iso(cell)
+            values = from_iso(cell)
         elif timestamp_format != "iso" and (dtype == pl.String or dtype.is_numeric()):
             number = cell.cast(pl.Float64, strict=False) if dtype == pl.String else cell
             values = from_unix(number, _PER_SECOND[timestamp_format])
@@ -179,11 +179,3 @@ class MappedFile:
         return InputError(
             f"{self.path}: column {target.column!r} (mapped by {target.key}) has type {dtype}; expected {expected}"
         )
-
-
-def _from_iso(text: pl.Expr) -> pl.Expr:
-    """Times from ISO 8601: a date alone or with a time, `T` or a space between them, UTC where no offset is given."""
-    with_time = pl.when(text.str.contains(r"^\d{4}-\d\d-\d\d$")).then(text + "T00:00:00").otherwise(text)
-    with_t = with_time.str.replace(r"^(\d{4}-\d\d-\d\d) ", "${1}T")
-    has_offset = with_t.str.contains(r"([Zz]|[+-]\d\d:?\d\d)$")
-    return pl.when(has_offset).then(with_t).otherwise(with_t + "Z").str.to_datetime("%+", time_unit="us", strict=False)

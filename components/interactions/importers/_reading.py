@@ -43,6 +43,11 @@ def scan(path: Path) -> pl.LazyFrame:
     return rows.with_row_index(ROW, offset=1)
 
 
+def plain_or_gzipped(path: Path) -> Path | None:
+    """The file, or else the same with `.gz` after its name; None where there is neither."""
+    return next((file for file in (path, path.with_name(f"{path.name}.gz")) if file.is_file()), None)
+
+
 def collect(rows: pl.LazyFrame, path: Path) -> pl.DataFrame:
     """The rows in memory; `path` is the file that they come from.
 
@@ -109,6 +114,19 @@ def in_parts(rows: pl.LazyFrame, sizes: pl.DataFrame, path: Path) -> Iterator[pl
         yield collect(rows.filter(pl.col("session_id").is_in(sessions["session_id"].implode())), path)
 
 
+def in_batches(rows: pl.LazyFrame, path: Path) -> Iterator[pl.DataFrame]:
+    """Rows in frames of about `ROWS_PER_PART`, read once and never all in memory, where a row is a session of its own.
+
+    Raises:
+        InputError: the file turns out to be damaged.
+    """
+    batches = rows.collect_batches(chunk_size=ROWS_PER_PART, maintain_order=True)
+    try:
+        yield from batches
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise _unreadable(path, error) from None
+
+
 def complete(rows: pl.DataFrame, manifest: Manifest) -> pl.DataFrame:
     """The rows with a null column for each of the contract's that the source does not have."""
     absent = {column: dtype for column, dtype in manifest.schema().items() if column not in rows.columns}
@@ -125,3 +143,11 @@ def from_unix(seconds: pl.Expr, per_second: int = 1) -> pl.Expr:
     """A contract timestamp from Unix time counted in `per_second`ths of a second; fractions are kept to 1 µs."""
     microseconds = (seconds * (1_000_000 // per_second)).round()
     return microseconds.cast(pl.Int64, strict=False).cast(pl.Datetime("us")).cast(TIMESTAMP)
+
+
+def from_iso(text: pl.Expr) -> pl.Expr:
+    """Times from ISO 8601: a date alone or with a time, `T` or a space between them, UTC where no offset is given."""
+    with_time = pl.when(text.str.contains(r"^\d{4}-\d\d-\d\d$")).then(text + "T00:00:00").otherwise(text)
+    with_t = with_time.str.replace(r"^(\d{4}-\d\d-\d\d) ", "${1}T")
+    has_offset = with_t.str.contains(r"([Zz]|[+-]\d\d:?\d\d)$")
+    return pl.when(has_offset).then(with_t).otherwise(with_t + "Z").str.to_datetime("%+", time_unit="us", strict=False)

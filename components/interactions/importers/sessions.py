@@ -20,10 +20,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from components.errors import InputError
 from components.interactions.contract import TIMESTAMP, Evidence, Manifest, RatioAssumption, Reward
+from components.interactions.importers._click_sequences import NO_SLATES, sequence_rows
 from components.interactions.importers._reading import (
     collect,
     complete,
-    end_of_session,
     from_unix,
     in_parts,
     refuse,
@@ -99,39 +99,20 @@ def import_log(config: Config, path: Path, out: Path, loop: str) -> Log:
         source,
     )
     log_end = collect(sessions.select(pl.col("times").list.max().max()), source).item() if click_set.has_times else None
-    log_end = pl.lit(log_end, dtype=TIMESTAMP)
-    parts = (complete(_requests(part, config, loop, log_end), manifest) for part in in_parts(sessions, sizes, source))
+    since_last_seen = pl.lit(log_end, dtype=TIMESTAMP) - pl.col("times").list.max()
+    still_going = since_last_seen < pl.duration(minutes=config.idle_minutes)
+    parts = (
+        complete(sequence_rows(_with_times(part), "view", config.max_steps, still_going, loop), manifest)
+        for part in in_parts(sessions, sizes, source)
+    )
     return write_log(out, manifest, parts, items)
 
 
-def _requests(sessions: pl.DataFrame, config: Config, loop: str, log_end: pl.Expr) -> pl.DataFrame:
-    if "times" not in sessions.columns:
-        sessions = sessions.with_columns(times=pl.lit(None, dtype=TIMESTAMP).repeat_by(pl.col("items").list.len()))
-    length = pl.col("items").list.len().cast(pl.Int32)
-    idle = pl.duration(minutes=config.idle_minutes)
-    views = (
-        sessions.with_columns(
-            last_step=length.clip(upper_bound=config.max_steps) - 1,
-            stopped_early=(length > config.max_steps) | (log_end - pl.col("times").list.max() < idle).fill_null(False),
-            step=pl.int_ranges(length, dtype=pl.Int32).list.head(config.max_steps),
-            item_id=pl.col("items").list.head(config.max_steps),
-            timestamp=pl.col("times").list.head(config.max_steps),
-        )
-        .drop("items", "times")
-        .explode("step", "item_id", "timestamp")
-    )
+def _with_times(sessions: pl.DataFrame) -> pl.DataFrame:
     session_id = pl.col("session_id").cast(pl.String)
-    return views.select(
-        session_id,
-        "step",
-        "timestamp",
-        loop=pl.lit(loop),
-        request_id=pl.format("{}:{}", session_id, "step"),
-        user_id=session_id,
-        available_at="timestamp",
-        session_end=end_of_session(pl.col("step") == pl.col("last_step"), pl.col("stopped_early")),
-        events=pl.concat_list(pl.struct(type=pl.lit("view"), item_id="item_id")),
-        policy=pl.lit("unknown"),
+    no_times = pl.lit(None, dtype=TIMESTAMP).repeat_by(pl.col("items").list.len())
+    return sessions.with_columns(
+        session_id=session_id, user_id=session_id, times="times" if "times" in sessions.columns else no_times
     )
 
 
@@ -171,11 +152,6 @@ def _read_yoochoose_file(source: Path) -> pl.DataFrame:
     return collect(rows.select(session_id=session, items=item.cast(pl.String), times=time), source)
 
 
-_NO_SLATES = (
-    "No slates were recorded, only what users viewed: what else could have been viewed, and with what probability it "
-    "was shown, is unknown. The value of a policy is not identified; next-item likelihood and hit rates stand in its "
-    "place."
-)
 _NO_USERS = "Sessions stand in for users: two visits of one person cannot be told from visits of two."
 _NO_ENDS = "Why a session ended was not recorded: its last view counts as leaving unless the record was cut there."
 _CLICK_SETS = (
@@ -185,7 +161,7 @@ _CLICK_SETS = (
         read=_read_diginetica,
         has_times=False,
         limits=(
-            _NO_SLATES,
+            NO_SLATES,
             _NO_USERS,
             "There are no times: sessions cannot be ordered, so splits are random and change over time cannot be seen.",
             "There are no purchases: item ids were renumbered, so the set's purchase file cannot be joined.",
@@ -200,7 +176,7 @@ _CLICK_SETS = (
         read=_read_yoochoose,
         has_times=True,
         limits=(
-            _NO_SLATES,
+            NO_SLATES,
             _NO_USERS,
             "There are no purchases: this copy holds clicks only.",
             _NO_ENDS,
