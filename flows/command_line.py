@@ -172,10 +172,10 @@ def evaluate_policy(
     as_json: AsJson = False,
 ) -> None:
     """Off-policy estimates of a packaged policy on a log."""
-    from components.interactions.batching import SessionReader
     from components.interactions.log_folder import open_log
     from components.policies.policy_folder import load_policy
-    from flows.stages import estimate
+    from flows.config import LoopConfig
+    from flows.stages import estimate, read_to_judge
 
     opened = open_log(log)
     if Path(policy).is_dir():
@@ -184,7 +184,7 @@ def evaluate_policy(
         from services.policy_store import load_model
 
         stored = load_model(policy)
-    reader = SessionReader(opened, stored.description.vocabulary)
+    reader = read_to_judge(opened, stored, LoopConfig(), lambda message, share: None)
     estimates = estimate(opened, reader, stored.policy, stored.description.name)
     if as_json:
         print(json.dumps([part.model_dump(mode="json") for part in estimates], indent=2))

@@ -40,9 +40,11 @@ def retraining(
     users = run(stages.fit_user_model, split=split)
     behavior = run(stages.fit_behavior, split=split, users=users)
     world = run(stages.fit_world_model, split=split, users=users, behavior=behavior)
-    policy = run(stages.train_policy, split=split, world=world)
+    policy = run(stages.train_policy, split=split, world=world, behavior=behavior)
     baseline = run(stages.train_baseline, split=split, world=world)
-    estimates = run(stages.estimate_policies, split=split, world=world, policy=policy, baseline=baseline)
+    estimates = run(
+        stages.estimate_policies, split=split, world=world, behavior=behavior, policy=policy, baseline=baseline
+    )
     ab = run(stages.run_ab, split=split, policy=policy, baseline=baseline)
     gate = run(stages.judge_evidence, checked=checked, split=split, world=world, estimates=estimates, ab=ab)
     package = run(platform_stages.package_policy, dataset=dataset, policy=policy, baseline=baseline, gate=gate)

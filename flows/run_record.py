@@ -6,6 +6,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from components.evaluation.policy_value import Estimate
+from components.evaluation.propensity_check import PropensityCheck
 from components.evaluation.world_model_trust import WorldModelTrust
 from components.experiment.ab import AbResult
 from components.experiment.gate import Decision
@@ -34,6 +35,9 @@ class Release(BaseModel):
         description="Effective requests on validation; None where there are no slates."
     )
     required_ess: float | None = Field(description="What the release had to keep on validation.")
+    propensities_estimated: bool = Field(
+        default=False, description="Whether the effective requests rest on fitted log_probs of the logging policy."
+    )
 
 
 class RankingQuality(BaseModel):
@@ -76,6 +80,10 @@ class Evidence(BaseModel):
     gating: Estimate = Field(description="One-request NCIS of the challenger: the estimate that gates.")
     estimates: tuple[Estimate, ...] = Field(
         description="All off-policy estimates: gating ones, session and literature NCIS."
+    )
+    propensity_check: PropensityCheck | None = Field(
+        default=None,
+        description="Whether the log's log_probs fit its slates; None where no estimate rests on them.",
     )
     ranking: tuple[RankingQuality, ...] = ()
     ab: AbResult | None

@@ -7,6 +7,7 @@ import pytest
 
 from components.errors import InputError
 from components.evaluation.policy_value import Estimand, NotIdentified, PolicyValue
+from components.evaluation.propensity_check import PropensityCheck, PropensityTest
 from components.evaluation.world_model_trust import Calibration, GeneratedAgainstReal, WorldModelTrust
 from components.experiment.ab import AbResult
 from components.experiment.evidence import GateEvidence, TrustSummary
@@ -164,6 +165,36 @@ LINEAGE = Lineage(
     policy_tag="shop-policy:k3jx5lq2",
     bento_tag="recommender:m2n4b6v8",
 )
+CONSISTENCY = PropensityCheck(
+    estimated=False,
+    tolerance=0.002,
+    n_requests=24_310,
+    n_users=4_120,
+    tests=(
+        PropensityTest(
+            kind="mean weight",
+            target="uniform policy",
+            strength=0.5,
+            slates="all",
+            expected=1.0,
+            observed=0.994,
+            lower=0.981,
+            upper=1.007,
+            p_value=0.83,
+        ),
+        PropensityTest(
+            kind="calibration",
+            target="fitted logging policy",
+            strength=0.0,
+            slates="slates 1 and 2 of 10",
+            expected=0.2,
+            observed=0.198,
+            lower=0.192,
+            upper=0.204,
+            p_value=1.0,
+        ),
+    ),
+)
 ONE_REQUEST = policy_value("reinforce", "one-request NCIS", Estimand.ONE_REQUEST, 0.4466, 0.0121)
 IDENTIFIED = Evidence(
     loop="shop",
@@ -196,6 +227,7 @@ IDENTIFIED = Evidence(
         policy_value("cem", "session NCIS", Estimand.SESSION, 1.73, 0.22),
         policy_value("cem", "literature NCIS", Estimand.SESSION_AVERAGE, 0.4107, None),
     ),
+    propensity_check=CONSISTENCY,
     ab=AB,
     seconds={"import": 21.3, "validation": 9.42, "world-model": 92.0, "policy": 61.8},
 )
@@ -206,6 +238,7 @@ NOT_IDENTIFIED = IDENTIFIED.model_copy(
         "limits": ("No slates were recorded.", "Sessions stand in for users."),
         "gating": NotIdentified(policy="reinforce", estimand=Estimand.ONE_REQUEST, reason=CLICKS_ONLY),
         "estimates": (),
+        "propensity_check": None,
         "ranking": (RankingQuality(policy="reinforce", hit_rate_1=0.091, hit_rate_10=0.403, n_requests=20_114),),
         "releases": {"reinforce": Release(strength=1.0, validation_ess=None, required_ess=None)},
         "ab": AB.model_copy(update={"label": "simulated in a world model", "lower": -0.03, "conclusive": False}),
@@ -223,6 +256,7 @@ def decision_on(evidence: Evidence) -> Decision:
             data_passed=evidence.data.passed,
             trust=TrustSummary(passed=evidence.trust.passed, reasons=evidence.trust.reasons),
             offline=evidence.gating,
+            propensities=evidence.propensity_check,
             ab=evidence.ab,
         ),
         GateConfig(),
@@ -406,3 +440,40 @@ def test_a_page_replaces_an_older_one_and_leaves_nothing_beside_it(tmp_path: Pat
 def test_a_page_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"missing/report\.html: cannot be written"):
         write_report(IDENTIFIED, decision_on(IDENTIFIED), LINEAGE, tmp_path / "missing" / "report.html")
+
+
+def test_the_test_of_the_logged_probabilities_is_on_the_page(tmp_path: Path) -> None:
+    text = Reader(written(IDENTIFIED, tmp_path)).text
+    assert "Do the logged probabilities fit the slates?" in text
+    assert "calibration: slates 1 and 2 of 10" in text
+    assert "propensities estimated" not in text.lower()
+
+
+def test_estimated_propensities_are_said_wherever_an_estimate_rests_on_them(tmp_path: Path) -> None:
+    def fitted(estimate: PolicyValue) -> PolicyValue:
+        return estimate.model_copy(update={"propensities_estimated": True})
+
+    evidence = IDENTIFIED.model_copy(
+        update={
+            "evidence_level": "slates",
+            "gating": fitted(ONE_REQUEST),
+            "estimates": tuple(fitted(part) for part in IDENTIFIED.estimates if isinstance(part, PolicyValue)),
+            "propensity_check": CONSISTENCY.model_copy(update={"estimated": True}),
+            "releases": {
+                "reinforce": Release(
+                    strength=0.75, validation_ess=1_130.2, required_ess=750.0, propensities_estimated=True
+                )
+            },
+        }
+    )
+    page = written(evidence, tmp_path)
+    text = Reader(page).text
+    assert decision_on(evidence).outcome.value == "canary"
+    assert "▲ Propensities estimated." in text  # what the log can tell
+    assert "against what was logged; propensities estimated" in text  # at the decision
+    assert "1,130 (propensities estimated)" in text  # at the release
+    assert "Do the estimated probabilities fit the slates?" in text
+    # In each of the three forests: once a row, and in the caption beside and within the drawing.
+    for drawing in re.findall(r"<svg.*?</svg>", page, re.DOTALL)[1:4]:
+        assert drawing.count("▲ propensities estimated") == 2
+    assert text.count("none, propensities estimated.") + text.count("intervals, propensities estimated.") == 3
