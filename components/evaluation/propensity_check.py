@@ -19,9 +19,9 @@ below 1, and a symmetric interval around it leaves 1 out far too often. So polic
 
     π_α ∝ b̂^(1−α) π^α    with    log E_b̂[(π_α / b̂)²] ≤ log 1.5    (taking all positions for the first)
 
-α is chosen from the policies and the situations alone, never from the slates that were shown, and every π_α is a policy,
-so the test is valid however wrong b̂ is; b̂ being near b is what makes it sharp. b̂ must not have been fitted on the
-sessions that are tested.
+α is chosen from the policies and the situations alone, never from the slates that were shown, and every π_α is a
+policy, so the test is valid however wrong b̂ is; b̂ being near b is what makes it sharp. b̂ must not have been fitted
+on the sessions that are tested.
 
 Each test compares sums per user, two-sided, by Student's t on users − 1 degrees of freedom. What is left of the skew is
 taken out twice: the spread is that around the expectation, and the statistic is made symmetric (Hall 1992, "On the
@@ -29,8 +29,8 @@ removal of skewness by transformation"). Holm's method corrects for the number o
 50 users: the smallest p-value falls below 5 % in 4-5 % of them and below 0.1 % in at most 0.2 %; by the plain t-test it
 does in 8-11 % and 1-2 %.
 
-A difference within `tolerance` of the expectation is no finding: rounding, where log_probs were logged; a
-stated misfit, where they are estimated, since no estimate is exactly right.
+A difference within `tolerance` of the expectation is no finding: rounding, where log_probs were logged; a stated
+misfit, where they are estimated, since no estimate is exactly right.
 """
 
 from collections.abc import Callable, Iterable, Mapping
