@@ -187,10 +187,10 @@ def evaluate_policy(
     """Off-policy estimates of a packaged policy on a log."""
     from components.evaluation.logged_policy import logged_requests
     from components.evaluation.policy_value import Estimand, Estimate, NotIdentified
-    from components.interactions.batching import SessionReader
     from components.interactions.log_folder import open_log
     from components.policies.policy_folder import load_policy
-    from flows.stages import estimate, not_identified
+    from flows.config import LoopConfig
+    from flows.stages import about_log, estimate, not_identified, read_to_judge
 
     opened = open_log(log)
     if Path(policy).is_dir():
@@ -199,13 +199,13 @@ def evaluate_policy(
         from services.policy_store import load_model
 
         stored = load_model(policy)
-    reader = SessionReader(opened, stored.description.vocabulary)
     name = stored.description.name
+    reader = read_to_judge(opened, stored, LoopConfig(), lambda message, share: None)
     estimates: list[Estimate]
-    if reason := not_identified(opened, reader):
+    if reason := not_identified(reader):
         estimates = [NotIdentified(policy=name, estimand=Estimand.ONE_REQUEST, reason=reason)]
     else:
-        estimates = [*estimate(logged_requests(reader, stored.policy), name)]
+        estimates = [*estimate(logged_requests(reader, stored.policy), about_log(reader, name))]
     if as_json:
         print(json.dumps([part.model_dump(mode="json") for part in estimates], indent=2))
     else:

@@ -52,6 +52,8 @@ _STYLE: dict[Any, Any] = {
     "ytick.labelsize": 8.5,
 }
 _NAME_LENGTH = 22
+#: Said wherever an estimate is shown that rests on fitted probabilities.
+ESTIMATED = "propensities estimated"
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,8 @@ def forest(estimates: Sequence[PolicyValue], *, challenger: str, gate: GateConfi
             role = "challenger, " if estimate.policy == challenger else ""
             _beside(axes, position, -0.03, "right", _short(estimate.policy), f"{role}{estimate.estimator}", color)
             _beside(axes, position, 1.04, "left", _value_text(estimate), _weight_text(estimate, gate), _INK)
+            if estimate.propensities_estimated:
+                _below(axes, position, 1.04, ESTIMATED)
         axes.margins(x=0.08)
         return _finish(canvas, f"forest-{estimand.value}", _forest_caption(estimates))
 
@@ -135,6 +139,7 @@ def _forest_caption(estimates: Sequence[PolicyValue]) -> str:
     closed = any(estimate.lower is not None for estimate in estimates)
     marks = [f"lines are {first.confidence:.0%} intervals"] if closed else []
     marks += ["open marks claim none"] if any(estimate.lower is None for estimate in estimates) else []
+    marks += [ESTIMATED] if any(estimate.propensities_estimated for estimate in estimates) else []
     return (
         f"Estimated reward per {_unit(first.estimand)}: {'; '.join(parts)}. The dashed line is what the policy that "
         f"wrote the log earned, {number(first.behavior_value)}; {', '.join(marks)}."
@@ -433,6 +438,19 @@ def _beside(axes: "Axes", position: int, place: float, alignment: str, title: st
             ha=alignment,
             **style,
         )
+
+
+def _below(axes: "Axes", position: int, place: float, text: str) -> None:
+    """A third line beside a row: what must not be overlooked."""
+    axes.annotate(
+        f"▲ {text}",
+        (place, position),
+        xycoords=("axes fraction", "data"),
+        xytext=(0, -21),
+        textcoords="offset points",
+        fontsize=8.5,
+        color=_INK,
+    )
 
 
 def _short(name: str) -> str:

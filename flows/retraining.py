@@ -40,7 +40,7 @@ def retraining(
     users = run(stages.fit_user_model, split=split)
     behavior = run(stages.fit_behavior, split=split, users=users)
     world = run(stages.fit_world_model, split=split, users=users, behavior=behavior)
-    policy = run(stages.train_policy, split=split, world=world)
+    policy = run(stages.train_policy, split=split, world=world, behavior=behavior)
     baseline = run(stages.train_baseline, split=split, world=world)
     judged = {"split": split, "behavior": behavior, "world": world, "policy": policy, "baseline": baseline}
     estimates = run(stages.estimate_policies, **judged)

@@ -188,6 +188,7 @@ def _evidence(run: Run, manifest: Manifest, stages: dict[str, Path], ledger: Led
         estimates=estimates.estimates,
         cap_sensitivity=estimates.cap_sensitivity,
         support=estimates.support,
+        propensity_check=estimates.propensity_check,
         ranking=estimates.ranking,
         ab=AbResult.model_validate_json((stages["ab-test"] / "ab.json").read_bytes()),
         ledger=ledger,
@@ -226,11 +227,11 @@ def reward_line(reward: Reward) -> str:
 
 
 def estimate_line(estimate: PolicyValue | NotIdentified) -> str:
-    """An estimate in one line: policy, estimator, estimand, value, interval, ESS."""
+    """An estimate in one line: policy, estimator, estimand, value, interval, ESS, and if propensities were fitted."""
     if isinstance(estimate, NotIdentified):
         return f"{estimate.policy}: not identified. {estimate.reason}"
     bounds = "" if estimate.lower is None else f" ({estimate.lower:.4f} to {estimate.upper:.4f})"
     return (
         f"{estimate.policy}, {estimate.estimator}, {estimate.estimand.value}: {estimate.value:.4f}{bounds}, "
-        f"ESS {estimate.effective_sample_size:,.0f}"
+        f"ESS {estimate.effective_sample_size:,.0f}{', propensities estimated' * estimate.propensities_estimated}"
     )

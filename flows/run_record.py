@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from components.evaluation.cap_sensitivity import CapSensitivity
 from components.evaluation.exploit_probes import ExploitProbes
 from components.evaluation.policy_value import Estimate
+from components.evaluation.propensity_check import PropensityCheck
 from components.evaluation.support import SupportDistance
 from components.evaluation.trust_score import TrustScore
 from components.evaluation.world_model_trust import WorldModelTrust
@@ -39,6 +40,9 @@ class Release(BaseModel):
         description="Effective requests on validation; None where there are no slates."
     )
     required_ess: float | None = Field(description="What the release had to keep on validation.")
+    propensities_estimated: bool = Field(
+        default=False, description="Whether the effective requests rest on fitted log_probs of the logging policy."
+    )
 
 
 class RankingQuality(BaseModel):
@@ -89,6 +93,10 @@ class Evidence(BaseModel):
     )
     support: tuple[SupportDistance, ...] = Field(
         default=(), description="How far each policy lies from what the log shows; empty where there are no estimates."
+    )
+    propensity_check: PropensityCheck | None = Field(
+        default=None,
+        description="Whether the log's log_probs fit its slates; None where no estimate rests on them.",
     )
     ranking: tuple[RankingQuality, ...] = ()
     ab: AbResult | None

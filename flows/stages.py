@@ -19,6 +19,13 @@ from torch import Tensor
 
 from components.agents.behavior import train_behavior
 from components.agents.cem import train_cem
+from components.agents.propensities import (
+    CrossFittedBehavior,
+    EstimatedReader,
+    cross_fit,
+    load_cross_fitted,
+    save_cross_fitted,
+)
 from components.agents.reinforce import ReinforceConfig, train_reinforce
 from components.environments import storefront
 from components.environments.interface import Environment
@@ -51,6 +58,7 @@ from components.evaluation.logged_policy import (
 from components.evaluation.ncis import fixed_cap_ncis, one_request_ncis
 from components.evaluation.point_ncis import point_ncis
 from components.evaluation.policy_value import About, Estimand, Estimate, NotIdentified, PolicyValue, identify
+from components.evaluation.propensity_check import PropensityCheck, batch_logits, check_propensities
 from components.evaluation.session_ncis import session_ncis
 from components.evaluation.support import SupportDistance, support_distance
 from components.evaluation.trust_score import TrustScore, trust_score
@@ -83,7 +91,7 @@ from components.policies.probe_policies import ConstantPolicy, InvertedPolicy
 from components.policies.ranking_policy import NeuralSlatePolicy, RankingPolicy
 from components.policies.request_features import RequestFeatures
 from components.policies.session_encoder import EncoderShape, SessionEncoder
-from components.policies.slate_policy import SlatePolicy, UniformPolicy
+from components.policies.slate_policy import PopularityPolicy, SlatePolicy, UniformPolicy
 from components.validation.checks import DataChecks, validate
 from components.world_model.adversarial import train_adversarially
 from components.world_model.discriminator import Discriminator
@@ -104,6 +112,10 @@ PROBED_SESSIONS = 2_000
 #: Steps from the logging policy (0) to the trained one (1) at which milder forms of the challenger are probed.
 PROBED_STRENGTHS = (0.25, 0.5, 1.0)
 CURVES = "curves.json"
+#: Below the behavior stage: the cross-fitted estimate of log_probs, where a log needs one.
+CROSS_FITTED = "cross-fitted"
+#: Sessions on which the consistency of log_probs is tested; drawn at random where a log has more.
+CHECKED_SESSIONS = 20_000
 #: Training sessions on which request features are standardised.
 STANDARDIZING_SESSIONS = 4_096
 #: Requests of each of them: one long session must not pad all others to its length.
@@ -172,14 +184,43 @@ def fit_user_model(config: LoopConfig, split: Path, out: Path, progress: Progres
 
 @stage("behavior", "behavior", "candidates", "slate_size")
 def fit_behavior(config: LoopConfig, split: Path, users: Path, out: Path, progress: Progress) -> None:
-    """Estimate the logging policy from the slates that it showed."""
+    """Estimate the logging policy from the slates that it showed; cross-fitted too where a log lacks log_probs."""
     stored = load_user_model(users)
     train = SessionReader(open_log(split / TRAIN), stored.vocabulary)
     policy = _new_policy(config, stored, train, NeuralSlatePolicy)
+    if _needs_propensities(train):
+        fitted = cross_fit(policy, train, config.behavior, config.seed, progress)
+        save_cross_fitted(fitted, config.loop, stored.vocabulary, out / CROSS_FITTED)
     history = _fit_behavior(config, policy, train, progress)
     policy.strength.fill_(0.0)
     _save(config, policy, stored.vocabulary, "behavior", out)
     _write_curves(out, [Curve(name="behavior policy", x="pass", y="nats a slate", values=history)] if history else [])
+
+
+def _needs_propensities(reader: SessionReader) -> bool:
+    """Whether log_probs are all that a log lacks to tell a policy's value: then it is worth while to estimate them."""
+    evidence = reader.log.manifest.evidence
+    return (
+        evidence is EvidenceLevel.SLATES
+        and identify(evidence, known_rewards(reader), propensities_estimated=True) is None
+    )
+
+
+def _open_to_judge(log: Log, vocabulary: Vocabulary, behavior: CrossFittedBehavior | None) -> SessionReader:
+    """A log with the log_probs that there are: its own, or the estimate."""
+    return SessionReader(log, vocabulary) if behavior is None else EstimatedReader(log, vocabulary, behavior)
+
+
+def read_to_judge(log: Log, stored: StoredPolicy, config: LoopConfig, progress: Progress) -> SessionReader:
+    """A log as a packaged policy is judged on it: missing log_probs are estimated, cross-fitted on this very log."""
+    reader = SessionReader(log, stored.description.vocabulary)
+    if not _needs_propensities(reader):
+        return reader
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        untrained = NeuralSlatePolicy(stored.policy.features, log.manifest.slate_size)
+    behavior = cross_fit(untrained, reader, config.behavior, config.seed, progress)
+    return EstimatedReader(log, stored.description.vocabulary, behavior)
 
 
 @stage("world-model", "adversarial", "trust", "candidates", "slate_size", "ab")
@@ -218,11 +259,14 @@ def fit_world_model(
 
 
 @stage("policy", "behavior", "reinforce", "evaluation", "gate", "candidates", "slate_size")
-def train_policy(config: LoopConfig, split: Path, world: Path, out: Path, progress: Progress) -> None:
+def train_policy(config: LoopConfig, split: Path, world: Path, behavior: Path, out: Path, progress: Progress) -> None:
     """REINFORCE in the world model; then choose how far the release may go from the logging policy."""
-    stored = load_user_model(world)
-    train, validation = (SessionReader(open_log(split / name), stored.vocabulary) for name in (TRAIN, VALIDATION))
+    stored, cross_fitted = load_user_model(world), load_cross_fitted(behavior / CROSS_FITTED)
+    train, validation = (
+        _open_to_judge(open_log(split / name), stored.vocabulary, cross_fitted) for name in (TRAIN, VALIDATION)
+    )
     manifest = train.log.manifest
+    has_log_probs = manifest.evidence is EvidenceLevel.PROPENSITIES or cross_fitted is not None
     policy = _new_policy(config, stored, train, NeuralSlatePolicy)
     _fit_behavior(config, policy, train, progress)
     environment = _world_model(config, stored, train)
@@ -231,14 +275,14 @@ def train_policy(config: LoopConfig, split: Path, world: Path, out: Path, progre
         policy,
         environment,
         torch.arange(environment.n_users),
-        train if manifest.evidence is EvidenceLevel.PROPENSITIES else None,
+        train if has_log_probs else None,
         reinforce_on(manifest, config.reinforce),
         config.seed,
         progress,
         None if discriminator is None else discriminator.relative_beliefs,
     )
     release = Release(strength=1.0, validation_ess=None, required_ess=None)
-    if manifest.evidence is EvidenceLevel.PROPENSITIES:
+    if has_log_probs:
         n_validation, n_test = (open_log(split / name).manifest.n_requests for name in (VALIDATION, TEST))
         floor = ess_floor(n_test, at_least=config.gate.ess_floor_requests, share=config.gate.ess_floor_share)
         required = min(1.0, config.evaluation.ess_margin * floor / n_test)
@@ -247,6 +291,7 @@ def train_policy(config: LoopConfig, split: Path, world: Path, out: Path, progre
             strength=choice.strength,
             validation_ess=choice.ess_share * n_validation,
             required_ess=required * n_validation,
+            propensities_estimated=validation.propensities_estimated,
         )
     _save(config, policy, stored.vocabulary, POLICY, out)
     (out / "release.json").write_text(release.model_dump_json())
@@ -305,6 +350,7 @@ class Estimates(BaseModel):
     support: tuple[SupportDistance, ...]
     ranking: tuple[RankingQuality, ...]
     cap_sensitivity: CapSensitivity | None
+    propensity_check: PropensityCheck | None
 
 
 @stage("estimates", "candidates", "slate_size")
@@ -319,8 +365,9 @@ def estimate_policies(
     progress: Progress,
 ) -> None:
     """Off-policy estimates of every policy on the held-out test log, or the reason why there can be none."""
-    log = open_log(split / TEST)
-    logging = load_policy(behavior).policy
+    log, logging = open_log(split / TEST), load_policy(behavior).policy
+    cross_fitted = load_cross_fitted(behavior / CROSS_FITTED)
+    judged: dict[str, SlatePolicy] = {}
     estimates: list[Estimate] = []
     support: list[SupportDistance] = []
     ranking: list[RankingQuality] = []
@@ -329,16 +376,18 @@ def estimate_policies(
         stored = load_policy(folder)
         name = stored.description.name
         progress(f"estimating {name}", number / 2)
-        reader = SessionReader(log, stored.description.vocabulary)
-        if (reason := not_identified(log, reader)) is None:
-            judged = logged_requests(reader, stored.policy)
+        reader = _open_to_judge(log, stored.description.vocabulary, cross_fitted)
+        judged[name] = stored.policy
+        if (reason := not_identified(reader)) is None:
+            requests = logged_requests(reader, stored.policy)
             generator = torch.Generator().manual_seed(config.seed)
             slates = sample_slates(reader, stored.policy, users, log.manifest.reward, generator, logging)
-            made = estimate(judged, name, slates)
+            about = about_log(reader, name)
+            made = estimate(requests, about, slates)
             estimates.extend(made)
             support.append(support_distance(made[0], stored.policy, logging, _probed_sessions(config, reader)))
             if folder == policy:
-                caps = cap_sensitivity(judged.requests, policy=name, ratio=RatioAssumption.FULL_SLATE)
+                caps = cap_sensitivity(requests.requests, **about)
         else:
             estimates.append(NotIdentified(policy=name, estimand=Estimand.ONE_REQUEST, reason=reason))
         if log.manifest.responses == "choice":
@@ -354,6 +403,10 @@ def estimate_policies(
         )
         for estimator in (GATING, CROSS_CHECK)
     )
+    check = None
+    if isinstance(gating, PolicyValue):
+        progress("testing the log's probabilities", 0.9)
+        check = _check_propensities(config, reader, logging, cross_fitted, judged)
     record = Estimates(
         gating=gating,
         cross_check=cross_check,
@@ -361,20 +414,49 @@ def estimate_policies(
         support=tuple(support),
         ranking=tuple(ranking),
         cap_sensitivity=caps,
+        propensity_check=check,
     )
     (out / "estimates.json").write_text(record.model_dump_json(indent=2))
 
 
-def not_identified(log: Log, reader: SessionReader) -> str | None:
+def _check_propensities(
+    config: LoopConfig,
+    test: SessionReader,
+    behavior: SlatePolicy,
+    cross_fitted: CrossFittedBehavior | None,
+    judged: dict[str, SlatePolicy],
+) -> PropensityCheck | None:
+    """Whether the log_probs of the test log, its own or estimated, fit the slates that it shows."""
+    generator = torch.Generator().manual_seed(config.seed)
+    slate_size = test.log.manifest.slate_size
+    targets = judged | {
+        "uniform policy": UniformPolicy(slate_size),
+        "popularity policy": PopularityPolicy(slate_size, test.vocabulary.counts()),
+    }
+    return check_propensities(
+        test.sample(CHECKED_SESSIONS, generator).batches(1_024),
+        batch_logits(behavior) if cross_fitted is None else cross_fitted.logits,
+        targets,
+        generator,
+        estimated=test.propensities_estimated,
+    )
+
+
+def not_identified(reader: SessionReader) -> str | None:
     """Why the log cannot tell what a policy is worth; None where it can."""
-    evidence = log.manifest.evidence
+    evidence = reader.log.manifest.evidence
     # A click log has no rewards to read: its evidence alone says that nothing is identified.
-    return identify(evidence, np.zeros(0) if evidence is EvidenceLevel.CLICKS else known_rewards(reader))
+    rewards = np.zeros(0) if evidence is EvidenceLevel.CLICKS else known_rewards(reader)
+    return identify(evidence, rewards, propensities_estimated=reader.propensities_estimated)
 
 
-def estimate(judged: JudgedRequests, name: str, slates: SampledSlates | None = None) -> list[PolicyValue]:
+def about_log(reader: SessionReader, name: str) -> About:
+    """What estimates of a policy on a log are about."""
+    return About(policy=name, ratio=RatioAssumption.FULL_SLATE, propensities_estimated=reader.propensities_estimated)
+
+
+def estimate(judged: JudgedRequests, about: About, slates: SampledSlates | None = None) -> list[PolicyValue]:
     """The estimates that gate, NCIS and (where a world model's view of the slates is given) DR; then all others."""
-    about = About(policy=name, ratio=RatioAssumption.FULL_SLATE)
     requests = judged.requests
     estimates = [one_request_ncis(requests, **about)]
     if slates is not None:
@@ -411,7 +493,7 @@ def probe_world_model(
     """Ask world model and log what policies are worth that look for the model's errors; score the trust in it."""
     log = open_log(split / TEST)
     stored, challenger = load_user_model(world), load_policy(policy)
-    reader = SessionReader(log, stored.vocabulary)
+    reader = _open_to_judge(log, stored.vocabulary, load_cross_fitted(behavior / CROSS_FITTED))
     name = challenger.description.name
     trust = WorldModelTrust.model_validate_json((world / "trust.json").read_bytes())
     probes: tuple[Probe, ...] = ()
@@ -586,6 +668,7 @@ def judge_evidence(
         exploit=ExploitProbes.model_validate_json((probes / "probes.json").read_bytes()).verdict,
         offline=judged.gating,
         cross_check=judged.cross_check,
+        propensities=judged.propensity_check,
         ab=AbResult.model_validate_json((ab / "ab.json").read_bytes()),
     )
     (out / "decision.json").write_text(decide(evidence, config.gate).model_dump_json(indent=2))

@@ -4,6 +4,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from components.evaluation.exploit_probes import ExploitVerdict
 from components.evaluation.policy_value import Estimate, PolicyDifference
+from components.evaluation.propensity_check import PropensityCheck
 from components.experiment.ab import AbResult
 from components.interactions.contract import RatioAssumption
 
@@ -43,6 +44,9 @@ class GateEvidence(BaseModel):
     champion: Estimate | None = Field(default=None, description="One-request NCIS of the champion on the same log.")
     comparison: PolicyDifference | None = Field(
         default=None, description="Challenger minus champion on the same log, paired by user."
+    )
+    propensities: PropensityCheck | None = Field(
+        default=None, description="Whether the log's log_probs are consistent with the slates that were shown."
     )
     ab: AbResult | None = Field(default=None, description="The A/B of the challenger.")
 

@@ -18,6 +18,7 @@ weights            is the mean weight near the 1 that it should be              
 cross-check        does the world model, mended by the log (DR), say the same          hold
 gain               does the challenger beat what serves now, by its interval           hold
 propensities       were the logging probabilities logged, not fitted                   canary
+consistency        can the slates have been shown with these probabilities             hold
 A/B                was there one, sound, above 0, in live traffic or a true simulator  hold or canary
 guardrails         did the A/B show each guarded metric to be within its margin        hold or canary
 =================  ==================================================================  ==============
@@ -36,6 +37,7 @@ from enum import StrEnum
 from pydantic import BaseModel, ConfigDict, Field
 
 from components.evaluation.policy_value import Estimand, NotIdentified, PolicyValue
+from components.evaluation.propensity_check import PropensityCheck
 from components.evaluation.weights import default_cap, ess_floor
 from components.experiment.ab import AbResult
 from components.experiment.evidence import GateEvidence
@@ -95,6 +97,12 @@ class GateConfig(BaseModel):
         description="How often a challenger that equals the control passes the A/B: level of its one-sided bounds.",
     )
     guardrails: GuardrailMargins = GuardrailMargins()
+    propensity_p_value: float = Field(
+        default=0.001,
+        ge=0.001,
+        le=0.5,
+        description="Logging probabilities are wrong where the least likely of all tests of them falls below this.",
+    )
 
 
 class Reason(BaseModel):
@@ -185,6 +193,7 @@ def _offline(evidence: GateEvidence, config: GateConfig) -> Iterator[Reason]:
                 challenger.difference_upper,
                 challenger.confidence,
                 config,
+                estimated=challenger.propensities_estimated,
             )
     else:
         yield _identification("champion", evidence.champion)
@@ -199,6 +208,29 @@ def _offline(evidence: GateEvidence, config: GateConfig) -> Iterator[Reason]:
             else "The probabilities under which the log's slates were shown were logged."
         )
         yield _reason("propensities", text, passed=not estimated, otherwise=Outcome.CANARY)
+        yield _consistency(evidence.propensities, config)
+
+
+def _consistency(check: PropensityCheck | None, config: GateConfig) -> Reason:
+    name = "consistency of the logging probabilities"
+    if check is None:
+        return _reason(name, "Nothing tested whether the logging probabilities fit the slates.", passed=False)
+    worst = check.worst
+    passed = worst.p_value >= config.propensity_p_value
+    kind = "estimated" if check.estimated else "logged"
+    verdict = (
+        f"The {kind} probabilities are consistent with the slates that were shown."
+        if passed
+        else f"The {kind} probabilities cannot be those under which the slates were shown."
+    )
+    what = "the mean weight" if worst.kind == "mean weight" else f"the weighted share of {worst.slates} by probability"
+    return _reason(
+        name,
+        f"{verdict} Of {len(check.tests)} tests on {check.n_requests:,} requests the least likely is {what} of the "
+        f"{worst.target} ({worst.observed:.3f}, {worst.lower:.3f} to {worst.upper:.3f}, where {worst.expected:g} is "
+        f"expected; corrected p = {worst.p_value:.2g}, at least {config.propensity_p_value:g} is needed).",
+        passed=passed,
+    )
 
 
 def _identification(role: str, estimate: PolicyValue | NotIdentified | None) -> Reason:
@@ -207,7 +239,8 @@ def _identification(role: str, estimate: PolicyValue | NotIdentified | None) -> 
         return _reason(check, f"There is no offline estimate of the {role}.", passed=False)
     if isinstance(estimate, NotIdentified):
         return _reason(check, f"The {role}'s value cannot be known from this log. {estimate.reason}", passed=False)
-    return _reason(check, f"The log can tell the value of the {role} ({estimate.policy}).", passed=True)
+    how = ", with estimated probabilities of its slates" if estimate.propensities_estimated else ""
+    return _reason(check, f"The log can tell the value of the {role} ({estimate.policy}){how}.", passed=True)
 
 
 def _soundness(role: str, estimate: PolicyValue, assumption: RatioAssumption, config: GateConfig) -> Iterator[Reason]:
@@ -291,6 +324,7 @@ def _gain_over_champion(evidence: GateEvidence, config: GateConfig) -> Reason:
         comparison.upper,
         comparison.confidence,
         config,
+        estimated=isinstance(evidence.offline, PolicyValue) and evidence.offline.propensities_estimated,
     )
 
 
@@ -301,6 +335,8 @@ def _gain(
     upper: float | None,
     confidence: float,
     config: GateConfig,
+    *,
+    estimated: bool,
 ) -> Reason:
     if lower is None or upper is None:
         return _reason("gain", f"The difference to {reference} has no interval.", passed=False)
@@ -310,8 +346,8 @@ def _gain(
     return _reason(
         "gain",
         f"Per request the challenger is estimated to earn {difference:+.4g} against {reference} "
-        f"({confidence:.0%} interval {lower:+.4g} to {upper:+.4g}); the whole interval must lie above "
-        f"{config.min_difference:g}.",
+        f"({confidence:.0%} interval {lower:+.4g} to {upper:+.4g}{', propensities estimated' * estimated}); the whole "
+        f"interval must lie above {config.min_difference:g}.",
         passed=lower > config.min_difference,
     )
 

@@ -155,6 +155,9 @@ class SessionTable:
 class SessionReader:
     """Reads a log's parts as session tables; a log of one part is kept, a larger one is read anew each time."""
 
+    #: Whether log_probs are a fitted estimate, not the log's own.
+    propensities_estimated = False
+
     def __init__(self, log: Log, vocabulary: Vocabulary) -> None:
         self.log = log
         self.vocabulary = vocabulary
@@ -168,7 +171,7 @@ class SessionReader:
     def _table(self, path: Path) -> SessionTable:
         if self._kept is not None:
             return self._kept
-        table = read_sessions(pl.read_parquet(path), self.log.manifest, self.vocabulary, self._candidates)
+        table = self.read(pl.read_parquet(path))
         if len(self.log.part_paths) == 1:
             self._kept = table
         return table
@@ -184,6 +187,10 @@ class SessionReader:
             return next(self.tables())
         chosen = ids.gather(torch.randperm(len(ids), generator=generator)[:n_sessions].numpy())
         frame = rows.join(chosen.to_frame().lazy(), on="session_id", how="semi").collect()
+        return self.read(frame)
+
+    def read(self, frame: pl.DataFrame) -> SessionTable:
+        """Rows of the log, sessions whole, as a table."""
         return read_sessions(frame, self.log.manifest, self.vocabulary, self._candidates)
 
     def batches(self, size: int) -> Iterator[SessionBatch]:

@@ -18,7 +18,7 @@ from components.environments.true_value import true_one_request_value, true_sess
 from components.evaluation.direct_method import sample_slates
 from components.evaluation.logged_policy import logged_requests
 from components.evaluation.ncis import one_request_ncis
-from components.evaluation.policy_value import Estimand, PolicyValue
+from components.evaluation.policy_value import About, Estimand, PolicyValue
 from components.evaluation.weights import effective_sample_size, ess_floor
 from components.interactions.batching import SessionBatch
 from components.interactions.contract import RatioAssumption
@@ -141,7 +141,8 @@ def _estimates(
             slates = sample_slates(
                 part, member.policy, member.user_model, pool.environment.reward, generator, pool.behavior
             )
-        for value in estimate(judged, "member", slates):
+        about = About(policy="member", ratio=RatioAssumption.FULL_SLATE)
+        for value in estimate(judged, about, slates):
             yield value, size
         if pool.name == "storefront":
             cascade = one_request_ncis(judged.requests, policy="member", ratio=RatioAssumption.CASCADE)

@@ -102,7 +102,7 @@ def _one_seed(config: LoopConfig) -> dict[str, float]:
         run(stages.fit_user_model, "users", split="split")
         run(stages.fit_behavior, "behavior", split="split", users="users")
         run(stages.fit_world_model, "world", split="split", users="users", behavior="behavior")
-        run(stages.train_policy, "policy", split="split", world="world")
+        run(stages.train_policy, "policy", split="split", world="world", behavior="behavior")
         run(stages.train_baseline, "baseline", split="split", world="world")
         policy, baseline = load_policy(folders["policy"]), load_policy(folders["baseline"])
         test = open_log(folders["split"] / TEST)

@@ -6,6 +6,7 @@ from pydantic import ValidationError
 
 from components.evaluation.exploit_probes import ExploitVerdict
 from components.evaluation.policy_value import Estimand, NotIdentified, PolicyDifference, PolicyValue
+from components.evaluation.propensity_check import PropensityCheck, PropensityTest
 from components.experiment.ab import AbResult
 from components.experiment.arm import ArmMean
 from components.experiment.evidence import GateEvidence, TrustSummary
@@ -123,6 +124,24 @@ def ab(**changes) -> AbResult:
     return AbResult(**fields, conclusive=fields["lower"] > 0 or fields["upper"] < 0)
 
 
+def consistency(*p_values: float, estimated: bool = False) -> PropensityCheck:
+    tests = [
+        PropensityTest(
+            kind="mean weight",
+            target=f"policy {number}",
+            strength=0.5,
+            slates="all",
+            expected=1.0,
+            observed=1.02,
+            lower=0.98,
+            upper=1.06,
+            p_value=p_value,
+        )
+        for number, p_value in enumerate(p_values)
+    ]
+    return PropensityCheck(estimated=estimated, tolerance=0.002, n_requests=40_000, n_users=5_000, tests=tests)
+
+
 def evidence(**changes) -> GateEvidence:
     fields = {
         "challenger": "new",
@@ -135,6 +154,7 @@ def evidence(**changes) -> GateEvidence:
         "exploit": SUPPORTED,
         "offline": value(),
         "cross_check": value(estimator="DR"),
+        "propensities": consistency(1.0, 0.3),
         "ab": ab(),
     }
     return GateEvidence(**(fields | changes))
@@ -217,6 +237,9 @@ NO_PURCHASES = guardrail(Metric.PURCHASES, treatment=0.0, control=0.0, error=0.0
         (with_champion(comparison=difference(lower=-0.01)), "hold", "gain"),
         (with_champion(comparison=difference(estimand=Estimand.SESSION)), "hold", "gain"),
         (evidence(offline=value(propensities_estimated=True)), "canary", "propensities"),
+        (evidence(propensities=None), "hold", "consistency of the logging probabilities"),
+        (evidence(propensities=consistency(0.3, 0.0009, 1.0)), "hold", "consistency of the logging probabilities"),
+        (evidence(propensities=consistency(0.3, 0.0011, 1.0)), "promote", None),
         (evidence(ab=None), "canary", "A/B"),
         (evidence(ab=None, ab_started=True), "hold", "A/B"),
         (evidence(ab=ab(sample_ratio_p_value=0.0009)), "hold", "A/B"),
@@ -370,6 +393,19 @@ def test_evidence_and_decision_survive_json():
         assert Decision.model_validate_json(decision.model_dump_json()) == decision
 
 
+def test_an_estimate_from_fitted_probabilities_says_so_in_every_reason_that_rests_on_it():
+    fitted = evidence(
+        offline=value(propensities_estimated=True), propensities=consistency(0.0001, estimated=True), ab=None
+    )
+    reasons = {reason.check: reason.text for reason in decide(fitted, CONFIG).reasons}
+    assert "with estimated probabilities" in reasons["identification of the challenger"]
+    assert "propensities estimated" in reasons["gain"]
+    assert "a fitted estimate" in reasons["propensities"]
+    assert reasons["consistency of the logging probabilities"].startswith("The estimated probabilities cannot be those")
+    logged = " ".join(reason.text for reason in decide(evidence(ab=None), CONFIG).reasons)
+    assert "estimated prob" not in logged and "propensities estimated" not in logged
+
+
 values = st.builds(
     value,
     estimand=st.sampled_from(Estimand),
@@ -390,7 +426,7 @@ abs_ = st.builds(
     sequence=st.sampled_from([None, sequence(-0.1, 0.3), sequence(0.1, 0.3)]),
     guardrails=st.sampled_from([(), guarded(), guarded(FEWER_CLICKS), guarded(PERHAPS_FEWER_CLICKS)]),
 )
-OPTIONAL = ("data_passed", "trust", "exploit", "offline", "cross_check", "champion", "comparison", "ab")
+OPTIONAL = ("data_passed", "trust", "exploit", "offline", "cross_check", "champion", "comparison", "propensities", "ab")
 
 
 @st.composite
@@ -414,6 +450,7 @@ def any_evidence(draw: st.DrawFn) -> GateEvidence:
         cross_check=draw(st.none() | values | st.builds(unknown)),
         champion=draw(st.none() | values.map(lambda v: v.model_copy(update={"policy": "old"}))) if championed else None,
         comparison=draw(st.none() | st.builds(difference, lower=st.sampled_from([-0.1, 0.02]))) if championed else None,
+        propensities=draw(st.none() | st.builds(consistency, st.sampled_from([0.0001, 0.5]))),
         ab=draw(st.none() | abs_) if ab_started else None,
     )
 

@@ -9,6 +9,7 @@ from scipy import stats
 from components.errors import InputError
 from components.evaluation.exploit_probes import ExploitVerdict
 from components.evaluation.policy_value import Estimand, NotIdentified, PolicyDifference, PolicyValue
+from components.evaluation.propensity_check import PropensityCheck, PropensityTest
 from components.experiment.ab import AbResult
 from components.experiment.arm import ArmMean
 from components.experiment.evidence import GateEvidence, TrustSummary
@@ -368,6 +369,27 @@ def result(**changes) -> AbResult:
     return AbResult(**(fields | changes))
 
 
+SOUND = PropensityCheck(
+    estimated=False,
+    tolerance=0.002,
+    n_requests=40_000,
+    n_users=5_000,
+    tests=(
+        PropensityTest(
+            kind="mean weight",
+            target="uniform policy",
+            strength=0.5,
+            slates="all",
+            expected=1.0,
+            observed=1.02,
+            lower=0.98,
+            upper=1.06,
+            p_value=0.3,
+        ),
+    ),
+)
+
+
 def evidence(**changes) -> GateEvidence:
     fields = {
         "challenger": "new",
@@ -379,6 +401,7 @@ def evidence(**changes) -> GateEvidence:
         "exploit": ExploitVerdict(policy="new", supported=True, text="It keeps to the log."),
         "offline": value("new", 0.5),
         "cross_check": value("new", 0.5, estimator="DR"),
+        "propensities": SOUND,
         "ab": result(),
     }
     return GateEvidence(**(fields | changes))

@@ -10,6 +10,7 @@ from components.errors import InputError
 from components.evaluation.cap_sensitivity import CapPoint, CapSensitivity
 from components.evaluation.exploit_probes import ExploitProbes, ExploitVerdict, Probe, RankAgreement
 from components.evaluation.policy_value import Estimand, NotIdentified, PolicyValue
+from components.evaluation.propensity_check import PropensityCheck, PropensityTest
 from components.evaluation.support import SupportDistance
 from components.evaluation.trust_score import TrustPart, trust_score
 from components.evaluation.two_sample import TwoSampleTest
@@ -247,6 +248,36 @@ LINEAGE = Lineage(
     policy_tag="shop-policy:k3jx5lq2",
     bento_tag="recommender:m2n4b6v8",
 )
+CONSISTENCY = PropensityCheck(
+    estimated=False,
+    tolerance=0.002,
+    n_requests=24_310,
+    n_users=4_120,
+    tests=(
+        PropensityTest(
+            kind="mean weight",
+            target="uniform policy",
+            strength=0.5,
+            slates="all",
+            expected=1.0,
+            observed=0.994,
+            lower=0.981,
+            upper=1.007,
+            p_value=0.83,
+        ),
+        PropensityTest(
+            kind="calibration",
+            target="fitted logging policy",
+            strength=0.0,
+            slates="slates 1 and 2 of 10",
+            expected=0.2,
+            observed=0.198,
+            lower=0.192,
+            upper=0.204,
+            p_value=1.0,
+        ),
+    ),
+)
 ONE_REQUEST = policy_value("reinforce", "one-request NCIS", Estimand.ONE_REQUEST, 0.4466, 0.0121)
 PROBES = ExploitProbes(
     challenger="reinforce",
@@ -319,6 +350,7 @@ IDENTIFIED = Evidence(
         SupportDistance(policy="reinforce", divergence=2.553, outside_share=0.004),
         SupportDistance(policy="cem", divergence=2.411, outside_share=0.0),
     ),
+    propensity_check=CONSISTENCY,
     ab=AB,
     seconds={"import": 21.3, "validation": 9.42, "world-model": 92.0, "policy": 61.8},
 )
@@ -333,6 +365,7 @@ NOT_IDENTIFIED = IDENTIFIED.model_copy(
         "support": (),
         "probes": UNPROBED,
         "trust_score": trust_score((*TRUST.parts, UNCHECKED)),
+        "propensity_check": None,
         "ranking": (RankingQuality(policy="reinforce", hit_rate_1=0.091, hit_rate_10=0.403, n_requests=20_114),),
         "releases": {"reinforce": Release(strength=1.0, validation_ess=None, required_ess=None)},
         "ab": AB.model_copy(
@@ -360,6 +393,7 @@ def decision_on(evidence: Evidence) -> Decision:
             exploit=evidence.probes.verdict,
             offline=evidence.gating,
             cross_check=next((part for part in evidence.estimates if getattr(part, "estimator", "") == "DR"), None),
+            propensities=evidence.propensity_check,
             ab=evidence.ab,
         ),
         GateConfig(),
@@ -674,3 +708,40 @@ def test_a_page_with_a_ledger_is_the_same_bytes_again_and_its_ids_are_unique(tmp
     assert written(again, tmp_path) == page
     ids = Reader(page).ids
     assert len(set(ids)) == len(ids)
+
+
+def test_the_test_of_the_logged_probabilities_is_on_the_page(tmp_path: Path) -> None:
+    text = Reader(written(IDENTIFIED, tmp_path)).text
+    assert "Do the logged probabilities fit the slates?" in text
+    assert "calibration: slates 1 and 2 of 10" in text
+    assert "propensities estimated" not in text.lower()
+
+
+def test_estimated_propensities_are_said_wherever_an_estimate_rests_on_them(tmp_path: Path) -> None:
+    def fitted(estimate: PolicyValue) -> PolicyValue:
+        return estimate.model_copy(update={"propensities_estimated": True})
+
+    evidence = IDENTIFIED.model_copy(
+        update={
+            "evidence_level": "slates",
+            "gating": fitted(ONE_REQUEST),
+            "estimates": tuple(fitted(part) for part in IDENTIFIED.estimates if isinstance(part, PolicyValue)),
+            "propensity_check": CONSISTENCY.model_copy(update={"estimated": True}),
+            "releases": {
+                "reinforce": Release(
+                    strength=0.75, validation_ess=1_130.2, required_ess=750.0, propensities_estimated=True
+                )
+            },
+        }
+    )
+    page = written(evidence, tmp_path)
+    text = Reader(page).text
+    assert decision_on(evidence).outcome.value == "canary"
+    assert "▲ Propensities estimated." in text  # what the log can tell
+    assert "against what was logged; propensities estimated" in text  # at the decision
+    assert "1,130 (propensities estimated)" in text  # at the release
+    assert "Do the estimated probabilities fit the slates?" in text
+    # In each of the three forests: once a row, and in the caption beside and within the drawing.
+    drawings = [part for part in re.findall(r"<svg.*?</svg>", page, re.DOTALL) if 'aria-label="Estimated rew' in part]
+    assert [drawing.count("▲ propensities estimated") for drawing in drawings] == [4, 2, 2]
+    assert text.count("none, propensities estimated.") + text.count("intervals, propensities estimated.") == 3
