@@ -12,9 +12,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import polars as pl
+import polars.selectors as cs
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
 
 from components.errors import ContractError, InputError, TooManyBadRowsError
 from components.interactions.contract import CANDIDATE_SCHEMA, Evidence, Manifest
@@ -27,8 +28,9 @@ from components.validation.steadiness import quarter_ends
 _SEEN_LENGTH = 160
 #: Log_probs that a policy truly had lie this many nats below a random draw's, over the whole log, once in e^10 logs.
 _CHANCE_NATS = 10.0
-#: Share of effective requests from which on the mean importance weight of a random draw is known, not a matter of luck.
-_KNOWN_MEAN = 0.1
+#: Share of effective requests from which on the mean importance weight of a random draw is no matter of luck: sharp
+#: Plackett-Luce policies, simulated up to utilities of standard deviation 8, stayed below 0.13 where the mean missed 1.
+_KNOWN_MEAN = 0.2
 
 
 class ValidationConfig(BaseModel):
@@ -57,10 +59,11 @@ class ValidationConfig(BaseModel):
     )
     earliest: AwareDatetime = Field(
         default=datetime(1990, 1, 1, tzinfo=UTC),
-        description="Earliest credible time, with its zone; times before it were read in a wrong unit.",
+        description="Earliest credible time, with its zone; one before it was read in a wrong unit.",
     )
-    max_span_days: float = Field(
-        default=10_958.0, gt=0, description="Longest time between the log's first and last moment; by default 30 years."
+    latest: AwareDatetime = Field(
+        default=datetime(2100, 1, 1, tzinfo=UTC),
+        description="Latest credible time, with its zone; what was not known yet is the matter of `as_of`.",
     )
     max_unknown_share: float = Field(
         default=0.5,
@@ -80,6 +83,14 @@ class ValidationConfig(BaseModel):
         ge=1,
         description="Largest factor by which the mean importance weight of slates drawn at random may miss 1.",
     )
+
+    @model_validator(mode="after")
+    def _earliest_before_latest(self) -> "ValidationConfig":
+        if self.earliest >= self.latest:
+            raise ValueError(
+                f"earliest = {self.earliest.isoformat()}, latest = {self.latest.isoformat()}: expected it to be later"
+            )
+        return self
 
 
 class BadRow(BaseModel):
@@ -163,7 +174,7 @@ def validate(log: Log, config: ValidationConfig, out: Path, as_of: datetime | No
         # A scan over all parts does not say which of them it failed on; reading them one by one does.
         deque(_parts(log), maxlen=0)
         raise
-    rules = row_rules(log.manifest, lookups, as_of, config.earliest)
+    rules = row_rules(log.manifest, lookups, as_of, (config.earliest, config.latest))
     try:
         judged = _judge_parts(log, rules, lookups, quarters, out / "quarantine")
     except ContractError:
@@ -240,7 +251,6 @@ def _expectations(manifest: Manifest, config: ValidationConfig, rules: tuple[Rul
             maximum=0.0,
             severity="warning",
         ),
-        Expectation("The log spans a credible time", "span_days", maximum=config.max_span_days),
         Expectation("Few rows are bad", "bad_share", maximum=limit),
         *(
             Expectation(f"Rows keep {rule.name}: {rule.holds}", f"bad_share.{rule.name}", maximum=limit)
@@ -356,7 +366,7 @@ def _column(feedback: str) -> str:
 
 
 def _judge_parts(
-    log: Log, rules: tuple[Rule, ...], lookups: Lookups, quarters: tuple[datetime, ...], quarantine: Path
+    log: Log, rules: tuple[Rule, ...], lookups: Lookups, quarters: tuple[float, ...], quarantine: Path
 ) -> _JudgedLog:
     """Judge part by part; the quarantined rows go into `rows.parquet` of the new folder `quarantine`."""
     n_requests = n_quarantined = n_accepted_sessions = 0
@@ -391,6 +401,8 @@ def _judge_parts(
 
 def _examples(quarantined: pl.DataFrame, rules: tuple[Rule, ...]) -> dict[str, BadRow]:
     examples = {}
+    # Times as text: those of a wrong unit may lie beyond the year 9999, where Python's own end.
+    quarantined = quarantined.with_columns(cs.datetime().cast(pl.String))
     for rule in rules:
         rows = quarantined.filter(pl.col("reasons").list.contains(rule.name)).head(1)
         for row in rows.iter_rows(named=True):

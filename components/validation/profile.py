@@ -15,7 +15,6 @@ of the set instead of the order, or of other candidates break one of them.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
 
 import numpy as np
 import polars as pl
@@ -48,7 +47,7 @@ class Range:
     high: pl.Expr
 
 
-def sum_part(part: pl.DataFrame, manifest: Manifest, quarters: tuple[datetime, ...]) -> pl.DataFrame:
+def sum_part(part: pl.DataFrame, manifest: Manifest, quarters: tuple[float, ...]) -> pl.DataFrame:
     """The sums and extremes of one part, as one row that `profile` merges with those of the other parts.
 
     Args:
@@ -66,7 +65,7 @@ def sum_part(part: pl.DataFrame, manifest: Manifest, quarters: tuple[datetime, .
     )
 
 
-def profile(sums: Sequence[pl.DataFrame], manifest: Manifest, quarters: tuple[datetime, ...]) -> dict[str, float]:
+def profile(sums: Sequence[pl.DataFrame], manifest: Manifest, quarters: tuple[float, ...]) -> dict[str, float]:
     """The profile of the parts whose sums are given: name -> value, shares and rates in [0, 1]."""
     if not sums:
         return {}
@@ -159,11 +158,9 @@ def _propensity_ratios() -> list[Ratio]:
 
 
 def _ranges(manifest: Manifest) -> list[Range]:
-    days = [pl.col(name).dt.epoch("us") / 86_400e6 for name in ("timestamp", "available_at")]
     reward = reward_per_position(manifest).list.sum()
     log_prob = pl.col("slate_log_prob").filter(_uncertain())
     return [
-        Range("span_days", pl.min_horizontal(days), pl.max_horizontal(days)),
         Range("reward_range", reward, reward),
         Range("log_prob_range", log_prob, log_prob),
         *(
@@ -181,7 +178,7 @@ def _uncertain() -> pl.Expr:
 
 
 def _uniform_log_prob() -> pl.Expr:
-    """ln of (N − K)! / N!, the probability of an ordered slate of K drawn at random from N candidates."""
+    """Log of (N − K)! / N!, the probability of an ordered slate of K drawn at random from N candidates."""
     n, k = pl.col("n_candidates"), pl.col("slate").list.len()
     return _log_factorial(n.cast(pl.Float64) - k) - _log_factorial(n.cast(pl.Float64))
 

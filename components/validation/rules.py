@@ -114,16 +114,20 @@ def _repeated_sessions(rows: pl.LazyFrame) -> pl.Series:
 
 
 def row_rules(
-    manifest: Manifest, lookups: Lookups, as_of: datetime | None = None, earliest: datetime | None = None
+    manifest: Manifest,
+    lookups: Lookups,
+    as_of: datetime | None = None,
+    credible: tuple[datetime, datetime] | None = None,
 ) -> tuple[Rule, ...]:
     """The rules that the rows of a log with this manifest must keep; `docs/validation.md` lists them all.
 
+    Where `as_of` is not None nothing may lie after it, and where `credible` is not None nothing outside of it.
     Their expressions expect rows in row order with the helper columns that `judge` adds.
     """
     return (
         *_identity_rules(manifest, lookups),
         *_session_rules(),
-        *_time_rules(manifest, as_of, earliest),
+        *_time_rules(manifest, as_of, credible),
         *_slate_rules(manifest, lookups),
         *_candidate_rules(manifest, lookups),
         *_feedback_rules(manifest),
@@ -249,7 +253,9 @@ def _session_rules() -> tuple[Rule, ...]:
     )
 
 
-def _time_rules(manifest: Manifest, as_of: datetime | None, earliest: datetime | None) -> tuple[Rule, ...]:
+def _time_rules(
+    manifest: Manifest, as_of: datetime | None, credible: tuple[datetime, datetime] | None
+) -> tuple[Rule, ...]:
     shown, known = pl.col("timestamp"), pl.col("available_at")
     rules = [
         Rule(
@@ -278,13 +284,14 @@ def _time_rules(manifest: Manifest, as_of: datetime | None, earliest: datetime |
                 pl.max_horizontal(shown, known) > as_of,
             )
         )
-    if earliest is not None:
+    if credible is not None:
+        earliest, latest = credible
         rules.append(
             Rule(
-                "before_earliest",
-                f"nothing before {earliest.isoformat()}",
+                "time_not_credible",
+                f"nothing before {earliest.isoformat()} or after {latest.isoformat()}",
                 ("timestamp", "available_at"),
-                pl.min_horizontal(shown, known) < earliest,
+                (pl.min_horizontal(shown, known) < earliest) | (pl.max_horizontal(shown, known) > latest),
             )
         )
     return tuple(rules)

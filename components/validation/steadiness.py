@@ -6,7 +6,6 @@ keeps every rule, and only the means of earlier and later rows tell. Sums over p
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
 
 import polars as pl
 
@@ -15,6 +14,8 @@ from components.interactions.log_folder import Log
 
 #: Values other than zero that a quarter must lead one to expect before its mean says anything.
 ENOUGH = 30.0
+# Numbers, since Python's own times end with the year 9999 and those of a wrong unit do not.
+_SHOWN_AT = pl.col("timestamp").dt.epoch("us")
 
 
 @dataclass(frozen=True)
@@ -27,23 +28,22 @@ class Reading:
     nonzero: pl.Expr
 
 
-def quarter_ends(log: Log) -> tuple[datetime, ...]:
-    """The three times that cut the log's requests into quarters; none where it has no times.
+def quarter_ends(log: Log) -> tuple[float, ...]:
+    """The three times that cut the log's requests into quarters, in µs since 1970; none where it has no times.
 
     Raises:
         polars.exceptions.PolarsError: a file cannot be read.
     """
-    shown = pl.col("timestamp")
-    ends = log.scan().select(shown.quantile(share).alias(str(share)) for share in (0.25, 0.5, 0.75))
+    ends = log.scan().select(_SHOWN_AT.quantile(share).alias(str(share)) for share in (0.25, 0.5, 0.75))
     return tuple(end for end in ends.collect(engine="streaming").row(0) if end is not None)
 
 
-def quarter_sums(manifest: Manifest, ends: tuple[datetime, ...]) -> list[pl.Expr]:
+def quarter_sums(manifest: Manifest, ends: tuple[float, ...]) -> list[pl.Expr]:
     """The sums of one part, named for `steadiness`; none where the log has no times."""
     if not ends:
         return []
-    quarter = pl.sum_horizontal((pl.col("timestamp") > end).cast(pl.Int8) for end in ends)
-    within = [pl.col("timestamp").is_not_null() & (quarter == number) for number in range(len(ends) + 1)]
+    quarter = pl.sum_horizontal((_SHOWN_AT > end).cast(pl.Int8) for end in ends)
+    within = [_SHOWN_AT.is_not_null() & (quarter == number) for number in range(len(ends) + 1)]
     return [
         part.filter(rows).sum().cast(pl.Float64).alias(_sum_name(reading.name, number, kind))
         for reading in readings(manifest)
@@ -52,7 +52,7 @@ def quarter_sums(manifest: Manifest, ends: tuple[datetime, ...]) -> list[pl.Expr
     ]
 
 
-def steadiness(sums: Mapping[str, float | None], manifest: Manifest, ends: tuple[datetime, ...]) -> dict[str, float]:
+def steadiness(sums: Mapping[str, float | None], manifest: Manifest, ends: tuple[float, ...]) -> dict[str, float]:
     """Per reading, the smallest mean of a quarter over the largest, in [0, 1]; absent where fewer than two say enough.
 
     A quarter says enough where the log's own share of nonzero values lets one expect `ENOUGH` of them in it: so rare
