@@ -169,7 +169,13 @@ def validate_log(
     try:
         checks = validate(opened, config.validation, folder, config.as_of)
     except InputError as error:
+        if not any(folder.iterdir()):
+            folder.rmdir()
+            raise
         raise type(error)(f"{error}\nWhat was found is in {folder}") from None
+    for result in checks.expectations:
+        if not result.success:
+            _say(f"warning: {result.name}: {result.metric} is {result.observed:g}, expected {result.expected}")
     if as_json:
         print(checks.model_dump_json(indent=2))
     else:

@@ -1,14 +1,32 @@
 """The scalar profile of a log: a handful of numbers that a person, and the log's expectations, read.
 
-Nearly every number is a ratio of two sums. Sums over parts merge, so the log is never held in memory as a whole.
+Nearly every number is a ratio of two sums, the others lie between two extremes. Both merge over parts, so the log is
+never held in memory as a whole.
+
+Logged probabilities can be held against each other. For slates that a policy with π > 0 everywhere drew from N
+candidates, and u the probability (N − K)! / N! of a slate drawn at random,
+
+    E[u / π] = 1     and     E[ln π − ln u] ≥ 0
+
+whatever the policy: the first sums all slates, the second is a Kullback-Leibler divergence. Log_probs in another base,
+of the set instead of the order, or of other candidates break one of them.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import polars as pl
+from scipy.special import gammaln
 
-from components.interactions.contract import Evidence, Manifest, reward_per_position
+from components.interactions.contract import Evidence, Feature, Manifest, reward_per_position
+from components.validation.steadiness import quarter_sums, steadiness
+
+#: Log_probs may have been written with two decimals.
+ROUNDING = 0.01
+#: Importance weights above exp of this count as this, so that sums of absurd ones stay finite.
+_LARGEST_LOG_WEIGHT = 300.0
 
 
 @dataclass(frozen=True)
@@ -20,24 +38,34 @@ class Ratio:
     denominator: pl.Expr
 
 
-def sum_part(part: pl.DataFrame, manifest: Manifest) -> pl.DataFrame:
-    """The sums of one part, as one row that `profile` merges with those of the other parts.
+@dataclass(frozen=True)
+class Range:
+    """One number of the profile, the largest `high` minus the smallest `low`; absent where all values are null."""
+
+    name: str
+    low: pl.Expr
+    high: pl.Expr
+
+
+def sum_part(part: pl.DataFrame, manifest: Manifest, quarters: tuple[float, ...]) -> pl.DataFrame:
+    """The sums and extremes of one part, as one row that `profile` merges with those of the other parts.
 
     Args:
         part: whole sessions of accepted rows: the contract's columns, and `n_candidates` (null where unknown).
         manifest: decides which numbers exist: without slates no slate rates, without purchases no purchase rate.
+        quarters: of the log, as `quarter_ends` yields them.
     """
-    ratios = _ratios(manifest)
-    reward = reward_per_position(manifest).list.sum()
+    ratios, ranges = _ratios(manifest), _ranges(manifest)
     return part.select(
         *(ratio.numerator.cast(pl.Float64).alias(f"{ratio.name}/numerator") for ratio in ratios),
         *(ratio.denominator.cast(pl.Float64).alias(f"{ratio.name}/denominator") for ratio in ratios),
-        reward.min().alias("reward/min"),
-        reward.max().alias("reward/max"),
+        *(each.low.cast(pl.Float64).min().alias(f"{each.name}/low") for each in ranges),
+        *(each.high.cast(pl.Float64).max().alias(f"{each.name}/high") for each in ranges),
+        *quarter_sums(manifest, quarters),
     )
 
 
-def profile(sums: Sequence[pl.DataFrame], manifest: Manifest) -> dict[str, float]:
+def profile(sums: Sequence[pl.DataFrame], manifest: Manifest, quarters: tuple[float, ...]) -> dict[str, float]:
     """The profile of the parts whose sums are given: name -> value, shares and rates in [0, 1]."""
     if not sums:
         return {}
@@ -48,9 +76,32 @@ def profile(sums: Sequence[pl.DataFrame], manifest: Manifest) -> dict[str, float
         for ratio in _ratios(manifest)
         if totals[f"{ratio.name}/denominator"] > 0
     }
-    lowest, highest = merged["reward/min"].min(), merged["reward/max"].max()
-    if isinstance(lowest, float) and isinstance(highest, float):
-        numbers["reward_range"] = highest - lowest
+    for each in _ranges(manifest):
+        low, high = merged[f"{each.name}/low"].min(), merged[f"{each.name}/high"].max()
+        if isinstance(low, float) and isinstance(high, float):
+            numbers[each.name] = high - low
+    if "share_off_uniform" in numbers:
+        # Where log_probs differ, they are compared with nothing: only a draw at random has the same for all slates.
+        all_equal = numbers["log_prob_range"] <= ROUNDING
+        numbers["equal_log_probs_off_uniform"] = numbers["share_off_uniform"] if all_equal else 0.0
+    return numbers | steadiness(totals, manifest, quarters)
+
+
+def item_profile(items: pl.DataFrame, manifest: Manifest) -> dict[str, float]:
+    """The profile of a log's item table."""
+    if items.is_empty():
+        return {}
+    features = {f"items.{feature.name}": (feature, pl.col(feature.name)) for feature in manifest.item_features}
+    ids = items.select(pl.col("item_id").drop_nulls().unique()).to_series()
+    numbers = {"item_ids_alike": float(ids.len() - ids.str.strip_chars().str.to_lowercase().n_unique())}
+    for name, (feature, cell) in features.items():
+        numbers[f"null_share.{name}"] = items.select(cell.is_null().mean()).item()
+        if feature.kind == "numeric":
+            number = items.select((cell.max() - cell.min()).cast(pl.Float64)).item()
+        else:
+            number = items.select(_share_unknown(feature, cell)).item()
+        if number is not None and not math.isnan(number):
+            numbers[f"{'range' if feature.kind == 'numeric' else 'unknown_share'}.{name}"] = number
     return numbers
 
 
@@ -64,6 +115,11 @@ def _ratios(manifest: Manifest) -> list[Ratio]:
         *(_null_share(column) for column in ("timestamp", "available_at", "slate", "exposed", "clicked", "purchased")),
         *(_null_share(f"signals.{name}") for name in manifest.signals),
     ]
+    for feature in manifest.context:
+        cell = pl.col("context").struct.field(feature.name)
+        ratios.append(Ratio(f"null_share.context.{feature.name}", cell.is_null().sum(), pl.len()))
+        if feature.values:
+            ratios.append(Ratio(f"unknown_share.context.{feature.name}", _unknown(feature, cell).sum(), cell.count()))
     return ratios if manifest.evidence is Evidence.CLICKS else [*ratios, *_slate_ratios(manifest)]
 
 
@@ -82,8 +138,65 @@ def _slate_ratios(manifest: Manifest) -> list[Ratio]:
         Ratio("mean_log_prob", log_prob.sum(), log_prob.count()),
         Ratio("mean_propensity", log_prob.exp().sum(), log_prob.count()),
         Ratio("share_of_certain_slates", (chosen & (log_prob == 0)).sum(), chosen.sum()),
+        *_propensity_ratios(),
     ]
     return [*ratios, Ratio("purchase_rate", *_rate("purchased"))] if manifest.has_purchases else ratios
+
+
+def _propensity_ratios() -> list[Ratio]:
+    """Logged log_probs against those of slates drawn at random, where there was a choice and chance in it."""
+    uncertain = _uncertain()
+    over_uniform = (pl.col("slate_log_prob") - _uniform_log_prob()).filter(uncertain)
+    weight = (-over_uniform).clip(upper_bound=_LARGEST_LOG_WEIGHT).exp()
+    return [
+        Ratio("share_of_uncertain_slates", uncertain.sum(), pl.len()),
+        Ratio("log_prob_over_uniform", over_uniform.sum(), over_uniform.len()),
+        Ratio("mean_uniform_weight", weight.sum(), weight.len()),
+        Ratio("mean_square_uniform_weight", (weight**2).sum(), weight.len()),
+        Ratio("share_off_uniform", (over_uniform.abs() > ROUNDING).sum(), over_uniform.len()),
+    ]
+
+
+def _ranges(manifest: Manifest) -> list[Range]:
+    reward = reward_per_position(manifest).list.sum()
+    log_prob = pl.col("slate_log_prob").filter(_uncertain())
+    return [
+        Range("reward_range", reward, reward),
+        Range("log_prob_range", log_prob, log_prob),
+        *(
+            Range(f"range.context.{feature.name}", cell, cell)
+            for feature in manifest.context
+            if feature.kind == "numeric"
+            for cell in [pl.col("context").struct.field(feature.name)]
+        ),
+    ]
+
+
+def _uncertain() -> pl.Expr:
+    """Rows whose slate was one of several, and which do not say that no other could have been shown."""
+    return ((pl.col("n_candidates") > 1) & (pl.col("slate_log_prob") < 0)).fill_null(False)
+
+
+def _uniform_log_prob() -> pl.Expr:
+    """Log of (N − K)! / N!, the probability of an ordered slate of K drawn at random from N candidates."""
+    n, k = pl.col("n_candidates"), pl.col("slate").list.len()
+    return _log_factorial(n.cast(pl.Float64) - k) - _log_factorial(n.cast(pl.Float64))
+
+
+def _log_factorial(number: pl.Expr) -> pl.Expr:
+    def of(values: pl.Series) -> pl.Series:
+        return pl.Series(values.name, np.asarray(gammaln(values.to_numpy() + 1.0)), dtype=pl.Float64)
+
+    return number.map_batches(of, return_dtype=pl.Float64)
+
+
+def _unknown(feature: Feature, cell: pl.Expr) -> pl.Expr:
+    return ~cell.is_in(feature.values)
+
+
+def _share_unknown(feature: Feature, cell: pl.Expr) -> pl.Expr:
+    """Null where the vocabulary is not stated, or nothing is known."""
+    return _unknown(feature, cell).mean() if feature.values else pl.lit(None, dtype=pl.Float64)
 
 
 def _null_share(column: str) -> Ratio:

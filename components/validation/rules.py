@@ -6,7 +6,7 @@ session's steps would have a gap and its history would be a false one.
 """
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, time
 
 import polars as pl
 
@@ -46,6 +46,8 @@ class Lookups:
     """Request ids that more than one row claims."""
     cut_session_ids: pl.Series
     """Sessions with rows in more than one part."""
+    repeated_session_ids: pl.Series
+    """Sessions of which another one of the same user has the same times, slates and events."""
 
 
 @dataclass(frozen=True)
@@ -89,18 +91,43 @@ def look_up(log: Log) -> Lookups:
         candidate_pairs=candidate_pairs,
         repeated_request_ids=repeated.collect(engine="streaming").to_series().drop_nulls(),
         cut_session_ids=cut.collect(engine="streaming").to_series().drop_nulls(),
+        repeated_session_ids=_repeated_sessions(log.scan()).drop_nulls(),
     )
 
 
-def row_rules(manifest: Manifest, lookups: Lookups, as_of: datetime | None = None) -> tuple[Rule, ...]:
+def _repeated_sessions(rows: pl.LazyFrame) -> pl.Series:
+    """Sessions with the same requests under several ids, by the hash of what each of them holds."""
+    shown = pl.col("timestamp")
+    sessions = (
+        rows.group_by("session_id")
+        .agg(
+            pl.struct("user_id", "step", "timestamp", "slate", "events").hash().sum().alias("content"),
+            shown.null_count().alias("untimed"),
+            # Dates alone do not tell two visits of one day apart.
+            (shown.dt.time() == time()).all().alias("dated"),
+        )
+        .filter((pl.col("untimed") == 0) & ~pl.col("dated"))
+        .select("session_id", "content")
+        .collect(engine="streaming")
+    )
+    return sessions.filter(pl.col("content").is_duplicated())["session_id"]
+
+
+def row_rules(
+    manifest: Manifest,
+    lookups: Lookups,
+    as_of: datetime | None = None,
+    credible: tuple[datetime, datetime] | None = None,
+) -> tuple[Rule, ...]:
     """The rules that the rows of a log with this manifest must keep; `docs/validation.md` lists them all.
 
+    Where `as_of` is not None nothing may lie after it, and where `credible` is not None nothing outside of it.
     Their expressions expect rows in row order with the helper columns that `judge` adds.
     """
     return (
         *_identity_rules(manifest, lookups),
         *_session_rules(),
-        *_time_rules(manifest, as_of),
+        *_time_rules(manifest, as_of, credible),
         *_slate_rules(manifest, lookups),
         *_candidate_rules(manifest, lookups),
         *_feedback_rules(manifest),
@@ -158,7 +185,7 @@ def _with_helpers(rows: pl.DataFrame, lookups: Lookups) -> pl.DataFrame:
 
 
 def _identity_rules(manifest: Manifest, lookups: Lookups) -> tuple[Rule, ...]:
-    return (
+    rules = [
         Rule(
             "required_is_empty",
             f"{', '.join(_REQUIRED)} neither null nor empty",
@@ -179,7 +206,18 @@ def _identity_rules(manifest: Manifest, lookups: Lookups) -> tuple[Rule, ...]:
             ("session_id",),
             pl.col("session_id").is_in(lookups.cut_session_ids.implode()),
         ),
-    )
+    ]
+    if manifest.has_users and manifest.has_times:
+        rules.append(
+            Rule(
+                "session_repeats",
+                # Their feedback may differ, so which copy tells the truth is unknown here too.
+                "no other session of its user with the same times, slates and events",
+                ("session_id", "user_id", "timestamp"),
+                pl.col("session_id").is_in(lookups.repeated_session_ids.implode()),
+            )
+        )
+    return tuple(rules)
 
 
 def _session_rules() -> tuple[Rule, ...]:
@@ -215,7 +253,9 @@ def _session_rules() -> tuple[Rule, ...]:
     )
 
 
-def _time_rules(manifest: Manifest, as_of: datetime | None) -> tuple[Rule, ...]:
+def _time_rules(
+    manifest: Manifest, as_of: datetime | None, credible: tuple[datetime, datetime] | None
+) -> tuple[Rule, ...]:
     shown, known = pl.col("timestamp"), pl.col("available_at")
     rules = [
         Rule(
@@ -244,6 +284,16 @@ def _time_rules(manifest: Manifest, as_of: datetime | None) -> tuple[Rule, ...]:
                 pl.max_horizontal(shown, known) > as_of,
             )
         )
+    if credible is not None:
+        earliest, latest = credible
+        rules.append(
+            Rule(
+                "time_not_credible",
+                f"nothing before {earliest.isoformat()} or after {latest.isoformat()}",
+                ("timestamp", "available_at"),
+                (pl.min_horizontal(shown, known) < earliest) | (pl.max_horizontal(shown, known) > latest),
+            )
+        )
     return tuple(rules)
 
 
@@ -260,7 +310,7 @@ def _slate_rules(manifest: Manifest, lookups: Lookups) -> tuple[Rule, ...]:
         Rule("slate_item_unknown", "item ids of the item table", ("slate",), _names_unknown("slate", lookups.item_ids)),
         Rule(
             "slate_log_prob_invalid",
-            "a finite slate_log_prob, not above 0",
+            "a finite slate_log_prob, not above 0: the natural logarithm of a probability",
             ("slate_log_prob",),
             ~log_prob.is_finite() | (log_prob > 0),
         ),

@@ -202,9 +202,6 @@ def test_an_ab_that_does_not_fit_and_a_damaged_ledger_are_refused(place: Path) -
     assert "shop-0/no-ab/entry.json: document: Invalid JSON" in refused("ledger")
 
 
-Damage = Callable[[Path], None]
-
-
 @pytest.fixture
 def log(storefront_log: Log, tmp_path: Path) -> Path:
     """A log of one's own, to be damaged."""
@@ -217,63 +214,6 @@ def part(log: Path) -> Path:
 
 def rewrite(log: Path, change: Callable[[pl.DataFrame], pl.DataFrame]) -> None:
     change(pl.read_parquet(part(log))).write_parquet(part(log))
-
-
-def truncate(log: Path) -> None:
-    part(log).write_bytes(part(log).read_bytes()[:1_000])
-
-
-def retype(log: Path) -> None:
-    rewrite(log, lambda rows: rows.with_columns(pl.col("step").cast(pl.String)))
-
-
-def drop(log: Path) -> None:
-    rewrite(log, lambda rows: rows.drop("slate_log_prob"))
-
-
-def empty(log: Path) -> None:
-    for path in (log / "requests").iterdir():
-        path.unlink()
-
-
-def empty_rows(log: Path) -> None:
-    for path in (log / "requests").iterdir():
-        pl.read_parquet(path).clear().write_parquet(path)
-
-
-def of_tomorrow(log: Path) -> None:
-    text = (log / "manifest.json").read_text()
-    (log / "manifest.json").write_text(text.replace('"contract_version": 1', '"contract_version": 2'))
-
-
-def mistyped(log: Path) -> None:
-    text = (log / "manifest.json").read_text()
-    (log / "manifest.json").write_text(text.replace('"slate_size": 4', '"slate_size": "four"'))
-
-
-def certain(log: Path) -> None:
-    for path in (log / "requests").iterdir():
-        pl.read_parquet(path).with_columns(slate_log_prob=pl.lit(0.0)).write_parquet(path)
-
-
-@pytest.mark.parametrize(
-    ("damage", "words"),
-    [
-        (truncate, ["part-00000.parquet", "not readable as Parquet"]),
-        (retype, ["part-00000.parquet", "column 'step' has type String; expected Int32"]),
-        (drop, ["part-00000.parquet", "column 'slate_log_prob' is missing; expected type Float64"]),
-        (empty, ["requests: holds no part-*.parquet; expected at least one"]),
-        (empty_rows, ["log", "request"]),
-        (of_tomorrow, ["manifest.json", "contract_version is 2; this program reads 1"]),
-        (mistyped, ["manifest.json", "slate_size", "seen: 'four'", "valid integer"]),
-        (certain, ["slate_log_prob is not 0 wherever there was a choice"]),
-    ],
-)
-def test_a_damaged_log_is_refused_with_file_and_reason(damage: Damage, words: list[str], log: Path) -> None:
-    damage(log)
-    said = refused("validate", log)
-    for word in words:
-        assert word in said
 
 
 def bad_rows(rows: pl.DataFrame) -> pl.DataFrame:

@@ -1,9 +1,11 @@
+import math
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pyarrow.parquet as pq
 import pytest
 
 from components.errors import ContractError, InputError, TooManyBadRowsError
@@ -58,7 +60,8 @@ def test_the_profile_counts_what_the_rows_hold(
     rows: list[Row], manifest: Manifest, save: Callable[..., Log], out: Path
 ) -> None:
     for row in rows:
-        row |= {"clicked": [True, False, None], "purchased": [False, False, None], "slate_log_prob": -1.0}
+        row |= {"clicked": [True, False, None], "purchased": [False, False, None]}
+        row["slate_log_prob"] = -math.log(8 * 7 * 6)
     rows[0]["clicked"] = None
 
     numbers = validate(save(rows), ValidationConfig(), out).profile
@@ -67,7 +70,9 @@ def test_the_profile_counts_what_the_rows_hold(
     assert numbers["purchase_rate"] == 0.0
     assert numbers["mean_slate_length"] == numbers["mean_session_length"] == 3.0
     assert numbers["mean_candidates"] == 8.0
-    assert numbers["mean_propensity"] == pytest.approx(0.36788, abs=1e-5)
+    assert numbers["mean_propensity"] == pytest.approx(1 / 336)
+    assert numbers["mean_uniform_weight"] == pytest.approx(1.0)
+    assert numbers["log_prob_over_uniform"] == pytest.approx(0.0, abs=1e-12)
     assert numbers["null_share.clicked"] == pytest.approx(1 / 180)
     assert numbers["share_with_log_prob"] == 1.0
     assert numbers["share_of_sessions_left"] == 1.0
@@ -111,7 +116,7 @@ def test_a_log_of_bad_rows_only_is_refused(rows: list[Row], save: Callable[..., 
     with pytest.raises(TooManyBadRowsError, match="after_as_of: 180 rows"):
         validate(save(rows), ValidationConfig(), out, datetime(2024, 1, 1, tzinfo=UTC))
 
-    assert written(out).profile == {}
+    assert written(out).profile == {"item_ids_alike": 0.0}
 
 
 def test_log_probs_that_are_all_zero_are_refused(rows: list[Row], save: Callable[..., Log], out: Path) -> None:
@@ -192,7 +197,7 @@ def test_too_small_and_empty_logs_are_refused(rows: list[Row], save: Callable[..
     with pytest.raises(InputError, match="accepted_requests is 0, expected at least 100"):
         validate(log, ValidationConfig(), out)
 
-    assert failures(written(out)) == {"accepted_requests", "accepted_sessions", "requests_off_manifest"}
+    assert failures(written(out)) == {"accepted_requests", "accepted_sessions", "users", "requests_off_manifest"}
 
 
 def test_feedback_that_is_mostly_unknown_is_refused(rows: list[Row], save: Callable[..., Log], out: Path) -> None:
@@ -206,6 +211,37 @@ def test_feedback_that_is_mostly_unknown_is_refused(rows: list[Row], save: Calla
 def test_as_of_needs_a_time_zone(rows: list[Row], save: Callable[..., Log], out: Path) -> None:
     with pytest.raises(InputError, match="has no time zone"):
         validate(save(rows), ValidationConfig(), out, datetime(2024, 1, 1))
+
+
+def test_every_expectation_is_in_the_documentation(storefront_log: Log, out: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "validation.md").read_text()
+
+    metrics = {result.metric for result in validate(storefront_log, ValidationConfig(), out).expectations}
+
+    assert {"steadiness.clicked", "mean_uniform_weight", "unknown_share.items.category"} <= metrics
+    assert [metric for metric in metrics if f"`{metric.split('.')[0]}" not in page] == []
+
+
+def test_credible_times_need_some_between_them() -> None:
+    with pytest.raises(ValueError, match=r"earliest = 2100-01-01T00:00:00.*expected it to be later"):
+        ValidationConfig(earliest=datetime(2100, 1, 1, tzinfo=UTC))
+
+
+def test_an_unreadable_later_part_leaves_nothing_behind(rows: list[Row], save: Callable[..., Log], out: Path) -> None:
+    rows[31]["slate_log_prob"] = float("nan")
+    log = save(rows)
+    part = log.part_paths[1]
+    group = pq.ParquetFile(part).metadata.row_group(0)
+    # A column that no lookup reads: the first part is judged before anybody notices.
+    clicked = next(chunk for chunk in map(group.column, range(group.num_columns)) if "clicked" in chunk.path_in_schema)
+    whole = bytearray(part.read_bytes())
+    whole[clicked.data_page_offset : clicked.data_page_offset + 8] = bytes(8)
+    part.write_bytes(whole)
+
+    with pytest.raises(ContractError, match=r"part-00001.parquet: not readable as Parquet"):
+        validate(log, ValidationConfig(), out)
+
+    assert list(out.iterdir()) == []
 
 
 def test_an_unreadable_part_is_named(rows: list[Row], save: Callable[..., Log], out: Path) -> None:

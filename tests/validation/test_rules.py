@@ -13,16 +13,20 @@ from components.interactions.log_folder import Log
 from components.validation.rules import SESSION_OF_A_BAD_ROW, judge, look_up, row_rules
 
 Row = dict[str, Any]
+ITEMS = [f"item-{number:02d}" for number in range(20)]
 AS_OF = datetime(2025, 1, 1, tzinfo=UTC)
+START = datetime(1990, 1, 1, tzinfo=UTC)
 AN_HOUR = timedelta(hours=1)
 #: Request s10-1 stands in the middle of a session that writes its candidates out, s11-1 of one that names a digest.
 INLINE, LISTED = 31, 34
 
 
-def broken(log: Log, as_of: datetime | None = AS_OF) -> dict[str, set[str]]:
+def broken(
+    log: Log, as_of: datetime | None = AS_OF, credible: tuple[datetime, datetime] | None = None
+) -> dict[str, set[str]]:
     """Request id -> the rules that its row breaks, for all rows that are bad themselves."""
     lookups = look_up(log)
-    rules = row_rules(log.manifest, lookups, as_of)
+    rules = row_rules(log.manifest, lookups, as_of, credible)
     found: dict[str, set[str]] = {}
     for part in log.parts():
         for row in judge(part, rules, lookups).quarantined.iter_rows(named=True):
@@ -197,6 +201,49 @@ def test_a_session_cut_over_two_parts_is_bad(rows: list[Row], save: Callable[...
     assert set.union(*found.values()) == {"session_in_two_parts"}
 
 
+def test_a_session_under_two_ids_is_bad_twice_whatever_its_feedback(rows: list[Row], save: Callable[..., Log]) -> None:
+    copies = [
+        row | {"session_id": "s99", "request_id": f"s99-{row['step']}", "clicked": [False] * 3, "purchased": None}
+        for row in rows[30:33]
+    ]
+
+    found = broken(save(rows + copies))
+
+    assert set(found) == {"s10-0", "s10-1", "s10-2", "s99-0", "s99-1", "s99-2"}
+    assert set.union(*found.values()) == {"session_repeats"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "knows"),
+    [
+        # Another user, and another slate: visits that only look alike.
+        ({"user_id": "somebody else"}, {}),
+        ({"slate": ["item-00", "item-01", "item-02"], "candidates": ITEMS}, {}),
+        # What cannot be told apart is not called a copy.
+        ({}, {"has_users": False}),
+        ({}, {"has_times": False}),
+        ({"timestamp": datetime(2024, 5, 1, tzinfo=UTC), "available_at": None}, {}),
+    ],
+)
+def test_sessions_that_may_be_two_visits_are_not_copies(
+    changes: Row, knows: dict[str, bool], rows: list[Row], manifest: Manifest, save: Callable[..., Log]
+) -> None:
+    copies = [row | {"session_id": "s99", "request_id": f"s99-{row['step']}"} | changes for row in rows[30:33]]
+    if "timestamp" in changes:
+        rows = [row | changes if row["session_id"] == "s10" else row for row in rows]
+
+    assert broken(save(rows + copies, manifest.model_copy(update=knows))) == {}
+
+
+def test_times_of_a_wrong_unit_are_not_credible(rows: list[Row], save: Callable[..., Log]) -> None:
+    rows[INLINE - 1] |= {"timestamp": datetime(1970, 1, 20, tzinfo=UTC)}
+
+    log = save(rows)
+
+    assert broken(log, credible=(START, AS_OF)) == {"s10-0": {"time_not_credible"}}
+    assert broken(log) == {}
+
+
 def test_two_clicks_are_bad_only_where_one_item_is_chosen(
     rows: list[Row], manifest: Manifest, save: Callable[..., Log]
 ) -> None:
@@ -282,7 +329,7 @@ def test_every_row_is_accepted_or_quarantined_and_no_accepted_row_is_bad(
 
 def test_every_rule_is_in_the_documentation(rows: list[Row], manifest: Manifest, save: Callable[..., Log]) -> None:
     lookups = look_up(save(rows))
-    rules = row_rules(manifest.model_copy(update={"responses": "choice"}), lookups, AS_OF)
+    rules = row_rules(manifest.model_copy(update={"responses": "choice"}), lookups, AS_OF, (START, AS_OF))
     page = (Path(__file__).parents[2] / "docs" / "validation.md").read_text()
 
     names = [rule.name for rule in rules]
