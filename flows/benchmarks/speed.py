@@ -10,7 +10,6 @@ several repeats, and a ratio is the median of the repeats' own ratios. Memory is
     large logs    validation of 1 M requests; 10 M imported, validated and evaluated by the command line
 """
 
-import os
 import subprocess
 import sys
 import time
@@ -66,10 +65,11 @@ NO_PEER = "obp is not installed; `pip install -e '.[peers]'` adds it"
 def measure(context: Context) -> dict[str, Figure]:
     """Every figure; those of 10 M requests only where there is time."""
     kept = partial(_kept, context)
-    # Large logs first: the peak memory of a child counts what its parent held when it was started.
     figures = _large_log_figures(kept("large-log", _large_log)) if not context.quick else {}
     figures |= _validation_figures(kept("validation", _validation))
-    figures |= _interval_figures(kept("intervals", _intervals))
+    # What was kept without the peer must not stand for a run with it.
+    beside = "alone" if _snipw() is None else "beside-obp"
+    figures |= _interval_figures(kept(f"intervals-{beside}", _intervals))
     figures |= _coverage_figures(kept("coverage", _coverage), n_logs=_n_logs(context.quick))
     for size in ("default", "wide"):
         rates = kept(f"generation-{size}", partial(_generation, _SIZES[size]))
@@ -174,7 +174,7 @@ def _snipw() -> Any:
 
 def _interval_figures(times: dict[str, float]) -> dict[str, Figure]:
     figures = {
-        "interval.ours": Figure(value=times["ours"], unit="CPU-ms a resample, the weights' share included"),
+        "interval.ours": Figure(value=times["ours"], unit="CPU-ms a resample, its share of the weights included"),
         "interval.delta_method": Figure(
             value=times["delta"],
             unit="CPU-ms beyond the weights, three intervals",
@@ -527,21 +527,30 @@ def _save_untrained_policy(log: Log, folder: Path) -> None:
     save_policy(StoredPolicy(description, policy), folder)
 
 
+#: Runs a command and prints its exit code, CPU-seconds and peak memory in KiB. A small process of its own does so: the
+#: peak of a child counts what its parent held when it was started.
+_MEASURED = """
+import resource, subprocess, sys
+code = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL).returncode
+used = resource.getrusage(resource.RUSAGE_CHILDREN)
+print(code, used.ru_utime + used.ru_stime, used.ru_maxrss)
+"""
+
+
 def _command(*arguments: str) -> dict[str, float]:
     """Seconds, CPU-seconds and peak memory (GB) of one `slateloop` command."""
     started = time.monotonic()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "flows.command_line", *arguments], stdout=subprocess.DEVNULL, text=True
+    command = [sys.executable, "-m", "flows.command_line", *arguments]
+    measured = subprocess.run(
+        [sys.executable, "-c", _MEASURED, *command], stdout=subprocess.PIPE, text=True, check=True
     )
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise RuntimeError(f"slateloop {' '.join(arguments)}: exit code {process.returncode}")
+    code, cpu_seconds, kibibytes = map(float, measured.stdout.split())
+    if code:
+        raise RuntimeError(f"slateloop {' '.join(arguments)}: exit code {code:g}")
     return {
         "seconds": time.monotonic() - started,
-        "cpu_seconds": usage.ru_utime + usage.ru_stime,
-        # Linux counts in KiB.
-        "gigabytes": usage.ru_maxrss * 1024 / 1e9,
+        "cpu_seconds": cpu_seconds,
+        "gigabytes": kibibytes * 1024 / 1e9,
     }
 
 
