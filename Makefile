@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup run test test-slow test-services lint fix bench docs lock
+.PHONY: setup run test test-slow test-services test-peers lint fix bench docs lock
 
 setup: .venv/.ready
 
@@ -23,6 +23,11 @@ test-slow: setup
 
 test-services: setup
 	$(BIN)/pytest -m services
+
+# obp is installed beside the rest: its own pins reach none of ours.
+test-peers: setup
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev,peers]"
+	$(BIN)/pytest tests/evaluation/test_peers.py
 
 lint: setup
 	$(BIN)/ruff format --check

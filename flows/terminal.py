@@ -155,5 +155,6 @@ def figures_table(document: "Document") -> Table:
     for key, figure in document.figures.items():
         bounds = "" if figure.interval is None else f" ({figure.interval[0]:.4g} to {figure.interval[1]:.4g})"
         holds = "" if figure.holds is None else "yes" if figure.holds else "MISSED"
-        table.add_row(key, f"{figure.value:.4g}{bounds}", figure.unit, figure.target or "", holds)
+        value = f"{figure.value:.4g}{bounds}" if figure.skipped is None else f"skipped: {figure.skipped}"
+        table.add_row(key, value, figure.unit, figure.target or "", holds)
     return table

@@ -8,12 +8,12 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from uuid import uuid4
 
 import numpy as np
 import polars as pl
-import pyarrow as pa
 from pydantic import ValidationError
 
 from components.errors import ContractError, InputError
@@ -181,41 +181,37 @@ def _conform(frame: pl.DataFrame, schema: pl.Schema, where: str) -> pl.DataFrame
 
 
 def content_digest(log: Log) -> str:
-    """SHA-256 of the log's values in canonical row order: the same rows give it however they are cut into files."""
-    rows = log.scan()
-    order = rows.select(ROW_ORDER).collect().select(pl.arg_sort_by(ROW_ORDER)).to_series()
-    digest = hashlib.sha256()
-    for column in sorted(log.manifest.schema()):
-        digest.update(column.encode())
-        _update_with_values(digest, rows.select(column).collect().to_series().gather(order).rechunk().to_arrow())
+    """SHA-256 of the log's values: the same rows give it whatever their order and however they are cut into files.
+
+    It is made of the sessions' digests in ascending order, so that no more than one part is held in memory.
+    """
+    digest = hashlib.sha256(str(sorted(log.manifest.schema().items())).encode())
+    digest.update(np.sort(np.concatenate([_session_digests(part) for part in log.parts()])).tobytes())
     for table in (log.items().sort("item_id"), log.candidate_table().sort("candidates_digest")):
-        for column in sorted(table.columns):
-            digest.update(column.encode())
-            _update_with_values(digest, table[column].rechunk().to_arrow())
+        digest.update(hashlib.sha256(_lines(table)).digest())
     return digest.hexdigest()
 
 
-def _update_with_values(digest: "hashlib._Hash", values: pa.Array) -> None:
-    """Feed type, null mask, list lengths and values, never padding bytes or offsets that depend on the file."""
-    digest.update(str(values.type).encode())
-    digest.update(np.packbits(np.asarray(values.is_null())).tobytes())
-    if pa.types.is_list(values.type) or pa.types.is_large_list(values.type):
-        lengths = values.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
-        digest.update(lengths.astype("<i8").tobytes())
-        _update_with_values(digest, values.flatten())
-    elif pa.types.is_struct(values.type):
-        for field in values.type:
-            digest.update(field.name.encode())
-        for field_values in values.flatten():
-            _update_with_values(digest, field_values)
-    elif pa.types.is_large_string(values.type) or pa.types.is_string(values.type) or values.type == pa.string_view():
-        strings = values.cast(pa.large_string()).fill_null("")
-        lengths = pa.compute.binary_length(strings).to_numpy(zero_copy_only=False)
-        digest.update(lengths.astype("<i8").tobytes())
-        digest.update("".join(strings.to_pylist()).encode())
-    else:
-        filled = values.fill_null(False) if pa.types.is_boolean(values.type) else values
-        if not pa.types.is_boolean(values.type):
-            filled = filled.cast(pa.int64()) if pa.types.is_temporal(values.type) else filled
-            filled = filled.fill_null(0)
-        digest.update(np.ascontiguousarray(filled.to_numpy(zero_copy_only=False)).tobytes())
+def _session_digests(part: pl.DataFrame) -> np.ndarray:
+    lines = _lines(part)
+    ends = np.flatnonzero(np.frombuffer(lines, dtype=np.uint8) == ord("\n")) + 1
+    last_rows = part["session_id"].rle().struct.field("len").cum_sum().to_numpy() - 1
+    bounds = [0, *ends[last_rows].tolist()]
+    return np.frombuffer(b"".join(hashlib.sha256(lines[a:b]).digest() for a, b in pairwise(bounds)), dtype="S32")
+
+
+def _lines(table: pl.DataFrame) -> bytes:
+    """One line of JSON for each row, its columns in the order of their names."""
+    columns = sorted(table.columns)
+    return table.select(pl.col(column).cast(_exact(table.schema[column])) for column in columns).write_ndjson().encode()
+
+
+def _exact(dtype: pl.DataType) -> pl.DataType:
+    """The type in which JSON loses nothing: it would write NaN as null, and knows no times."""
+    if isinstance(dtype, pl.List):
+        return pl.List(_exact(dtype.inner))  # type: ignore[arg-type]
+    if isinstance(dtype, pl.Struct):
+        return pl.Struct({field.name: _exact(field.dtype) for field in dtype.fields})  # type: ignore[arg-type]
+    if dtype.is_float():
+        return pl.String()
+    return pl.Int64() if dtype.is_temporal() else dtype

@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from components.interactions.batching import Requests, SessionBatch
 from components.interactions.covisitation import N_NEIGHBORS, Covisitation
@@ -62,6 +63,13 @@ def feature_weights(n_features: int, width: int) -> nn.Parameter:
     """W_f, as torch begins a linear layer; there are logs whose items have no features."""
     bound = max(n_features, 1) ** -0.5
     return nn.Parameter(torch.empty(n_features, width).uniform_(-bound, bound))
+
+
+def over_sessions(recurrent: nn.GRU, x: Float[Tensor, "B T X"], batch: SessionBatch) -> Float[Tensor, "B T H"]:
+    """Outputs of a recurrent network at every request of sessions; it is not run beyond their ends: zeros there."""
+    packed = pack_padded_sequence(x, batch.lengths.clamp(min=1), batch_first=True, enforce_sorted=False)
+    output, _ = pad_packed_sequence(recurrent(packed)[0], batch_first=True, total_length=x.shape[1])
+    return output
 
 
 class SessionEncoder(nn.Module):
@@ -152,7 +160,8 @@ class SessionEncoder(nn.Module):
             return torch.cat([torch.zeros_like(values[:, :1]), values[:, :-1]], dim=1)
 
         slates, clicks, purchases = before(batch.slates), before(batch.clicks), before(batch.purchases)
-        hidden, _ = self.recurrent(self._input(slates, clicks, purchases, batch.events, batch.context))
+        x = self._input(slates, clicks, purchases, batch.events, batch.context)
+        hidden = over_sessions(self.recurrent, x, batch)
         blank = batch.events.new_zeros(len(batch.users), self.shape.config.recent_items)
         recent = self._remember(blank, slates, clicks, batch.events)
         return SessionState(hidden.flatten(0, 1), recent.flatten(0, 1))

@@ -165,6 +165,13 @@ def join(batch: SessionBatch, n_steps: int, suffix: SessionBatch) -> SessionBatc
     )
 
 
+def discriminator_loss(discriminator: Discriminator, real: SessionBatch, generated: SessionBatch) -> Float[Tensor, ""]:
+    """Cross-entropy in nats a session of telling real sessions from generated ones."""
+    logits = torch.cat([discriminator.session_logits(real), discriminator.session_logits(generated)])
+    is_real = torch.cat([torch.ones(len(real.users)), torch.zeros(len(generated.users))])
+    return functional.binary_cross_entropy_with_logits(logits, is_real)
+
+
 def _train_discriminator(
     discriminator: Discriminator,
     optimizer: torch.optim.Optimizer,
@@ -184,12 +191,8 @@ def _train_discriminator(
     real, generated = ([sessions.select(part).trim() for part in rows] for sessions in (genuine_sessions, fake))
     for _ in range(config.discriminator_epochs):
         for genuine, made in zip(real, generated, strict=True):
-            loss = functional.binary_cross_entropy_with_logits(
-                logits := torch.cat([discriminator.session_logits(genuine), discriminator.session_logits(made)]),
-                torch.cat([torch.ones(len(genuine.users)), torch.zeros(len(logits) - len(genuine.users))]),
-            )
             optimizer.zero_grad()
-            loss.backward()
+            discriminator_loss(discriminator, genuine, made).backward()
             optimizer.step()
     with torch.no_grad():
         genuine_rate = (discriminator.session_logits(genuine_sessions.select(apart)) > 0).float().mean()

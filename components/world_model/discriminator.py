@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from components.interactions.batching import SessionBatch
-from components.policies.session_encoder import SessionEncoder, feature_weights
+from components.policies.session_encoder import SessionEncoder, feature_weights, over_sessions
 
 
 class Discriminator(nn.Module):
@@ -50,8 +50,7 @@ class Discriminator(nn.Module):
             (batch.left & self.reads_leaving)[..., None].float(),
             batch.context,
         ]
-        hidden, _ = self.recurrent(torch.cat(parts, dim=2))
-        logits: Tensor = self.output(hidden)[..., 0]
+        logits: Tensor = self.output(over_sessions(self.recurrent, torch.cat(parts, dim=2), batch))[..., 0]
         return logits
 
     def session_logits(self, batch: SessionBatch) -> Float[Tensor, " B"]:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from components.interactions.batching import SessionBatch
+from components.interactions.tensor_record import TensorRecord
 from components.policies.session_encoder import SessionEncoder
 from components.policies.slate_policy import SessionState
 
@@ -135,10 +136,11 @@ class UserModel(nn.Module):
             counted: whether these sessions are among those that co-visitation counted, as training sessions are: what
                 it says of them then leaves them out.
         """
-        state = self.encoder.states(batch)
-        flat = FlatRequests.of(batch)
-        weight = flat.mask.float() if weights is None else (weights * batch.mask).flatten()
-        own = self.encoder.own_followers(batch, state) if counted else None
+        states, flat, real = self.encoder.states(batch), FlatRequests.of(batch), batch.mask.flatten()
+        own = self.encoder.own_followers(batch, states)[real] if counted else None
+        # Beyond the ends of sessions there is nothing to learn: most of a batch, where one session is long.
+        state, flat = states.select(real), flat.select(real)
+        weight = flat.mask.float() if weights is None else weights[batch.mask]
         click, n_click = self._click_losses(state, batch, flat, negatives, negative_log_q, own)
         bought = weight[:, None] * flat.clicks * flat.purchase_observed
         purchase = functional.binary_cross_entropy_with_logits(
@@ -160,8 +162,11 @@ class UserModel(nn.Module):
 
     def click_losses(self, batch: SessionBatch) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T"]]:
         """Exact negative log-likelihood of each request's clicks in nats, and of how many of them (as `n_click`)."""
-        loss, n = self._click_losses(self.encoder.states(batch), batch, FlatRequests.of(batch), None, None, None)
-        return loss.reshape(batch.mask.shape), n.reshape(batch.mask.shape)
+        real = batch.mask.flatten()
+        state, flat = self.encoder.states(batch).select(real), FlatRequests.of(batch).select(real)
+        losses, numbers = self._click_losses(state, batch, flat, None, None, None)
+        nothing = losses.new_zeros(batch.mask.shape)
+        return nothing.masked_scatter(batch.mask, losses), nothing.masked_scatter(batch.mask, numbers)
 
     def _click_losses(
         self,
@@ -173,7 +178,7 @@ class UserModel(nn.Module):
         counted: Int[Tensor, "M L"] | None,
     ) -> tuple[Float[Tensor, " M"], Float[Tensor, " M"]]:
         if self.slate_size == 0:
-            return self._next_item_losses(state, next_items(batch).flatten(), counted, negatives, negative_log_q)
+            return self._next_item_losses(state, next_items(batch)[batch.mask], counted, negatives, negative_log_q)
         if self.responses == "choice":
             return self._choice_losses(state, flat, counted)
         return self._position_losses(state, flat, counted)
@@ -334,7 +339,7 @@ class UserModel(nn.Module):
 
 
 @dataclass(frozen=True)
-class FlatRequests:
+class FlatRequests(TensorRecord):
     """The response columns of a batch with B and T joined: M = B·T rows."""
 
     mask: Bool[Tensor, " M"]

@@ -32,6 +32,7 @@ class Figure(BaseModel):
     unit: str
     target: str | None = Field(default=None, description="What it was to be, in words; None for mere information.")
     holds: bool | None = Field(default=None, description="Whether the target is met; a missed one stays in the table.")
+    skipped: str | None = Field(default=None, description="Why it was not measured; its value is NaN then.")
 
 
 class Document(BaseModel):
@@ -147,6 +148,8 @@ def _write_table(document: Document) -> None:
 
 
 def _number(figure: Figure) -> str:
+    if figure.skipped is not None:
+        return f"skipped: {figure.skipped}"
     if figure.interval is None:
         return f"{figure.value:.4g}"
     return f"{figure.value:.4g} ({figure.interval[0]:.4g} to {figure.interval[1]:.4g})"

@@ -1,11 +1,18 @@
 import math
+from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
 import torch
 
+from components.interactions.batching import SessionReader
+from components.interactions.importers import table as table_source
+from components.interactions.log_folder import Log
+from components.interactions.vocabulary import Vocabulary
+from flows.benchmarks import Document, Figure, table
 from flows.benchmarks.sessions import mean_figure, mixture_parts, tune_weights
+from flows.benchmarks.speed import PublishedLayout, _write_table, normalized_bootstrap
 from flows.benchmarks.trivago import Clickouts, _fit_logit, _losses
 
 
@@ -61,3 +68,50 @@ def test_a_figures_interval_holds_chance_of_sessions_and_of_seeds() -> None:
     # Sessions: 0.1². Seeds: variance 2, over 2 of them.
     reach = 1.96 * math.sqrt(0.01 + 1.0)
     assert several.interval == pytest.approx((2.0 - reach, 2.0 + reach))
+
+
+def test_a_skipped_figure_says_why_and_shows_no_number() -> None:
+    figure = Figure(value=math.nan, unit="times", target="at least 10", skipped="no peer")
+
+    written = table(Document(name="speed", figures={"ratio": figure}, budget="", lineage={"code": "c"}))
+
+    assert "| ratio | skipped: no peer | times | at least 10 |  |" in written
+
+
+def test_the_published_layout_is_the_same_sessions_with_work_for_every_padded_place(storefront_log: Log) -> None:
+    vocabulary = Vocabulary.fit(storefront_log)
+    plain = SessionReader(storefront_log, vocabulary)
+    lists = ("slates", "clicks", "purchases", "observed", "purchase_observed", "rewards")
+    published = PublishedLayout(storefront_log, vocabulary, lists)
+    (ours,) = next(plain.samples(50, torch.Generator().manual_seed(0)))
+    (theirs,) = next(published.samples(50, torch.Generator().manual_seed(0)))
+
+    assert bool(theirs.mask.all())
+    assert theirs.mask.shape == ours.mask.shape
+    assert theirs.slates.shape[2] == 120
+    torch.testing.assert_close(theirs.slates[..., :4][ours.mask], ours.slates[ours.mask])
+    torch.testing.assert_close(theirs.clicks[..., :4][ours.mask], ours.clicks[ours.mask])
+    assert not bool(theirs.slates[..., 4:].any())
+
+
+def test_bounds_of_normalised_values_are_those_of_their_mean() -> None:
+    generator = np.random.default_rng(0)
+    values = generator.normal(2.0, 1.0, 400)
+
+    low, high = normalized_bootstrap(values, 2_000, generator)
+
+    reach = 1.96 * values.std() / math.sqrt(len(values))
+    assert (low, high) == pytest.approx((values.mean() - reach, values.mean() + reach), abs=0.01)
+
+
+def test_the_large_table_is_the_block_s_log_again_and_again(storefront_log: Log, tmp_path: Path) -> None:
+    _write_table(storefront_log, 3, tmp_path / "table")
+
+    log = table_source.import_log(table_source.Config(), tmp_path / "table", tmp_path / "log", "shop")
+
+    block, rows = storefront_log.scan().collect(), log.scan().collect()
+    assert rows["request_id"].n_unique() == rows.height == 3 * block.height
+    assert rows["user_id"].n_unique() == 3 * block["user_id"].n_unique()
+    second = rows.filter(pl.col("session_id").str.starts_with("001-")).sort("session_id", "step")
+    for column in ("candidates", "slate", "clicked", "slate_log_prob", "session_end", "timestamp"):
+        assert second[column].to_list() == block[column].to_list()

@@ -35,7 +35,8 @@ def scan(path: Path) -> pl.LazyFrame:
         rows = (
             pl.scan_parquet(path) if separator is None else pl.scan_csv(path, separator=separator, infer_schema=False)
         )
-        columns = rows.collect_schema().names()
+        # Asked of another frame: one that has its schema numbers rows by reading all of them, slices or not.
+        columns = rows.select(pl.all()).collect_schema().names()
     except (pl.exceptions.PolarsError, OSError) as error:
         raise _unreadable(path, error) from None
     if ROW in columns:
@@ -105,13 +106,23 @@ def in_parts(rows: pl.LazyFrame, sizes: pl.DataFrame, path: Path) -> Iterator[pl
     """Rows in frames of whole sessions, about `ROWS_PER_PART` rows of the log each.
 
     Args:
-        rows: rows with a `session_id`.
+        rows: rows with a `session_id`; with `ROW` only where they are in the same order each time they are collected.
         sizes: `session_id` and `n_rows`, the rows that it will have in the log; other sessions are left out.
         path: the source's file.
     """
-    numbered = sizes.select("session_id", part=(pl.col("n_rows").cum_sum() - pl.col("n_rows")) // ROWS_PER_PART)
-    for sessions in numbered.partition_by("part", maintain_order=True):
-        yield collect(rows.filter(pl.col("session_id").is_in(sessions["session_id"].implode())), path)
+    sessions = sizes.select("session_id", part=(pl.col("n_rows").cum_sum() - pl.col("n_rows")) // ROWS_PER_PART)
+    in_file_order = ROW in rows.collect_schema()
+    if in_file_order:
+        # Most files keep the rows of a session, and sessions of one time, together: a part reads its own stretch.
+        places = rows.select("session_id").with_row_index("place").group_by("session_id")
+        stretches = collect(places.agg(first=pl.col("place").min(), last=pl.col("place").max()), path)
+        sessions = sessions.join(stretches, on="session_id", maintain_order="left")
+    for chosen in sessions.partition_by("part", maintain_order=True):
+        stretch = rows
+        if in_file_order:
+            first, last = chosen.select(pl.col("first").min(), pl.col("last").max()).row(0)
+            stretch = rows.slice(first, last - first + 1)
+        yield collect(stretch.filter(pl.col("session_id").is_in(chosen["session_id"].implode())), path)
 
 
 def in_batches(rows: pl.LazyFrame, path: Path) -> Iterator[pl.DataFrame]:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from components.errors import InputError
 from components.interactions.contract import Evidence
-from components.interactions.importers import table
+from components.interactions.importers import _reading, table
 from components.interactions.log_folder import Log, open_log
 
 DOCS = Path(__file__).parents[3] / "docs/sources.md"
@@ -199,6 +199,26 @@ def test_parquet_gives_the_same_log_as_csv_whatever_its_types(tmp_path: Path) ->
     from_parquet = imported(path, tmp_path / "b")
     assert from_parquet.manifest.content_digest == from_csv.manifest.content_digest
     assert from_parquet.manifest.n_requests == 2
+
+
+@pytest.mark.parametrize("scattered", [False, True])
+def test_sessions_stay_whole_in_small_parts_wherever_their_rows_stand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scattered: bool
+) -> None:
+    monkeypatch.setattr(_reading, "ROWS_PER_PART", 4)
+    lines = [f"v{visit},{visit}|{n},0|1,{n}" for visit in range(9) for n in range(1 + visit % 3)]
+    if scattered:
+        random.Random(0).shuffle(lines)
+    data = "\n".join(["visit,shown,hit,n", *lines]) + "\n"
+
+    log = imported(source(tmp_path / "in", data, SLATES, columns='step = "n"'), tmp_path / "out")
+
+    assert len(log.part_paths) > 2
+    parts = [part["session_id"].unique().to_list() for part in log.parts()]
+    assert sorted(name for part in parts for name in part) == [f"v{visit}" for visit in range(9)]
+    assert sorted(rows(log, "session_id", "step", "slate")) == [
+        (f"v{visit}", n, [str(visit), str(n)]) for visit in range(9) for n in range(1 + visit % 3)
+    ]
 
 
 def test_a_single_value_is_a_list_of_one(tmp_path: Path) -> None:
