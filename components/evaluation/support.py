@@ -16,7 +16,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from components.evaluation.policy_value import PolicyValue
-from components.interactions.batching import SessionTable
+from components.interactions.batching import Sessions
 from components.policies.slate_policy import SlatePolicy
 
 BATCH_SESSIONS = 1_024
@@ -41,7 +41,7 @@ class SupportDistance(BaseModel):
 
 
 def support_distance(
-    estimate: PolicyValue, policy: SlatePolicy, logging: SlatePolicy, sessions: SessionTable
+    estimate: PolicyValue, policy: SlatePolicy, logging: SlatePolicy, sessions: Sessions
 ) -> SupportDistance:
     """Support distance of a policy on a log.
 
@@ -59,7 +59,7 @@ def support_distance(
 
 
 @torch.inference_mode()
-def outside_share(policy: SlatePolicy, logging: SlatePolicy, sessions: SessionTable) -> float:
+def outside_share(policy: SlatePolicy, logging: SlatePolicy, sessions: Sessions) -> float:
     """Share of a policy's first items that the logging policy hardly shows."""
     outside, n = 0.0, 0
     for batch in sessions.batches(BATCH_SESSIONS):

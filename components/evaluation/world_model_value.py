@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from components.environments.rollout import position_rewards
-from components.interactions.batching import SessionTable
+from components.interactions.batching import Sessions
 from components.interactions.contract import Reward
 from components.policies.slate_policy import SlatePolicy
 from components.world_model.user_model import UserModel
@@ -39,7 +39,7 @@ def model_value(
     user_model: UserModel,
     reward: Reward,
     policy: SlatePolicy,
-    sessions: SessionTable,
+    sessions: Sessions,
     generator: torch.Generator,
     confidence: float = 0.95,
 ) -> ModelValue:
@@ -80,7 +80,7 @@ class ItemRewards:
 
 
 @torch.inference_mode()
-def item_rewards(user_model: UserModel, reward: Reward, sessions: SessionTable) -> ItemRewards:
+def item_rewards(user_model: UserModel, reward: Reward, sessions: Sessions) -> ItemRewards:
     """Mean expected reward of every item at logged requests."""
     total, n = torch.zeros(2, user_model.encoder.shape.n_indices, dtype=torch.float64)
     for batch in sessions.batches(BATCH_SESSIONS):

@@ -5,6 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from components.evaluation.doubly_robust import ModelRewards, doubly_robust
+from components.evaluation.importance_sampling import importance_sampling
 from components.evaluation.logged_requests import LoggedRequests
 from components.evaluation.ncis import one_request_ncis
 from components.interactions.contract import RatioAssumption
@@ -51,6 +53,26 @@ def test_ncis_below_its_cap_is_the_self_normalised_estimate(arrays: dict[str, An
     theirs = ope.SelfNormalizedInverseProbabilityWeighting().estimate_policy_value(**arrays)
     assert ours.value == pytest.approx(theirs, rel=1e-9)
     assert ours.cap_share == 0.0
+
+
+def test_importance_sampling_below_its_cap_is_the_inverse_propensity_score(
+    arrays: dict[str, Any], log: LoggedRequests
+) -> None:
+    ours = importance_sampling(log, policy="target", ratio=RatioAssumption.FULL_SLATE, cap=1e9)
+
+    theirs = ope.InverseProbabilityWeighting().estimate_policy_value(**arrays)
+    assert ours.value == pytest.approx(theirs, rel=1e-9)
+
+
+def test_doubly_robust_below_its_cap_is_obps(arrays: dict[str, Any], log: LoggedRequests) -> None:
+    rewards = np.random.default_rng(2).normal(1.0, 0.3, (N_REQUESTS, N_ACTIONS))
+    expected = (arrays["action_dist"][:, :, 0] * rewards).sum(1)
+    model = ModelRewards(logged=rewards[np.arange(N_REQUESTS), arrays["action"]], target=expected)
+
+    ours = doubly_robust(log, model, policy="target", ratio=RatioAssumption.FULL_SLATE, cap=1e9)
+
+    theirs = ope.DoublyRobust().estimate_policy_value(**arrays, estimated_rewards_by_reg_model=rewards[:, :, None])
+    assert ours.value == pytest.approx(theirs, rel=1e-9)
 
 
 def test_the_benchmark_resamples_normalised_values_as_obp_does(arrays: dict[str, Any], log: LoggedRequests) -> None:
