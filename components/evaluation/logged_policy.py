@@ -1,7 +1,7 @@
 """Ask policies what a log needs to know: log_probs of its slates, ESS, and where they rank what users chose."""
 
 from collections import defaultdict
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from components.evaluation.logged_requests import LoggedRequests, Positions
 from components.evaluation.weights import effective_sample_size
-from components.interactions.batching import SessionReader, Sessions
+from components.interactions.batching import SessionBatch, SessionReader, Sessions
 from components.policies.ranking_policy import NeuralSlatePolicy
 from components.policies.slate_policy import SlatePolicy
 from components.world_model.environment import WorldModel
@@ -24,17 +24,14 @@ STRENGTHS = tuple(step / 40 for step in range(40, 0, -1))
 @torch.inference_mode()
 def slate_log_probs(policy: SlatePolicy, sessions: Sessions) -> Float[np.ndarray, " M"]:
     """log_prob of every logged slate under a policy, in the order of `logged_requests`."""
-    return _position_log_probs(policy, sessions).sum(axis=1)
+    return torch.cat([_position_log_probs(policy, batch).sum(1) for batch in sessions.batches(BATCH_SESSIONS)]).numpy()
 
 
 @torch.inference_mode()
-def _position_log_probs(policy: SlatePolicy, sessions: Sessions) -> Float[np.ndarray, "M K"]:
-    columns = []
-    for batch in sessions.batches(BATCH_SESSIONS):
-        flat = batch.mask.flatten()
-        requests, slates = batch.requests().select(flat), batch.slates.flatten(0, 1)[flat]
-        columns.append(policy.log_prob(policy.states(batch).select(flat), requests, slates).double())
-    return torch.cat(columns).numpy()
+def _position_log_probs(policy: SlatePolicy, batch: SessionBatch) -> Float[Tensor, "M K"]:
+    flat = batch.mask.flatten()
+    requests, slates = batch.requests().select(flat), batch.slates.flatten(0, 1)[flat]
+    return policy.log_prob(policy.states(batch).select(flat), requests, slates).double()
 
 
 @dataclass(frozen=True)
@@ -73,8 +70,18 @@ def logged_requests(sessions: Sessions, target: SlatePolicy, behavior: SlatePoli
     for batch in sessions.batches(BATCH_SESSIONS):
         mask = batch.mask
         rows, step = torch.nonzero(mask, as_tuple=True)
+        rewards, target_log_probs = batch.rewards.double()[mask], _position_log_probs(target, batch)
+        by_position = {}
+        if behavior is not None:
+            by_position = {
+                "rewards": rewards,
+                "behavior_log_probs": _position_log_probs(behavior, batch),
+                "target_log_probs": target_log_probs,
+            }
         for name, values in {
-            "position_rewards": batch.rewards.double()[mask],
+            **{f"positions.{name}": values for name, values in by_position.items()},
+            "rewards": rewards.sum(1),
+            "target_log_probs": target_log_probs.sum(1),
             "known": batch.reward_known[mask],
             "whole": batch.rewarded[rows],
             "behavior_log_probs": batch.log_probs[mask],
@@ -86,13 +93,10 @@ def logged_requests(sessions: Sessions, target: SlatePolicy, behavior: SlatePoli
         n_sessions += len(batch.users)
     arrays = {name: torch.cat(parts).numpy() for name, parts in columns.items()}
     known, in_whole_session = arrays.pop("known"), arrays.pop("whole")
-    rewards, log_probs = arrays.pop("position_rewards"), _position_log_probs(target, sessions)
     positions = None
     if behavior is not None:
-        positions = Positions(rewards, _position_log_probs(behavior, sessions), log_probs)
-    requests = LoggedRequests(
-        rewards=rewards.sum(axis=1), target_log_probs=log_probs.sum(axis=1), positions=positions, **arrays
-    )
+        positions = Positions(**{field.name: arrays.pop(f"positions.{field.name}") for field in fields(Positions)})
+    requests = LoggedRequests(positions=positions, **arrays)
     return JudgedRequests(requests.take(known), in_whole_session[known], known)
 
 

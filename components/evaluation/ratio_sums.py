@@ -22,14 +22,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy import stats
+from scipy import special
 
 from components.errors import InputError
 from components.evaluation.policy_value import Estimand, PolicyDifference, PolicyValue
 from components.interactions.contract import RatioAssumption
 
 #: Bootstrap counts held in memory at once.
-COUNTS_PER_BLOCK = 1 << 23
+COUNTS_PER_BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -177,8 +177,8 @@ class _Mean:
         n_users = len(self.influence)
         if n_users < 2:
             return None, None
-        deviation = np.sqrt(n_users / (n_users - 1) * np.square(self.influence).sum())
-        half_width = float(stats.t.ppf((1 + confidence) / 2, n_users - 1) * deviation)
+        deviation = np.sqrt(n_users / (n_users - 1) * (self.influence @ self.influence))
+        half_width = float(special.stdtrit(n_users - 1, (1 + confidence) / 2) * deviation)
         return self.value - half_width, self.value + half_width
 
 
@@ -324,7 +324,7 @@ def ratio_bootstrap(
 
 def _resample_counts(n_resamples: int, n_users: int, generator: np.random.Generator) -> Float[np.ndarray, "R U"]:
     """How often each resample draws each user."""
-    drawn = generator.integers(n_users, size=(n_resamples, n_users))
-    drawn += np.arange(n_resamples)[:, None] * n_users
-    counts = np.bincount(drawn.ravel(), minlength=n_resamples * n_users)
-    return counts.reshape(n_resamples, n_users).astype(np.float64)
+    counts = np.empty((n_resamples, n_users))
+    for row in counts:
+        row[:] = np.bincount(generator.integers(n_users, size=n_users, dtype=np.int32), minlength=n_users)
+    return counts

@@ -1,0 +1,380 @@
+"""How often is the gate wrong? 500 comparisons of each kind, with logs and A/Bs drawn anew from large populations.
+
+Members of the pool, and blends of two of them, ask to take the place of the policy that wrote the log:
+
+    equal      what one member learned minus what another did, so that its one-request value is the logging policy's
+    worse      a member turned around until its sessions earn 20 % less
+    better     a member released until its sessions earn 20 % more
+    exploit    a policy that shows the items which its world model was made to overrate
+
+Each has a population of sessions: logged ones with their weights, and its own in the shop. A comparison draws users of
+both with replacement, so the population's value is the truth and equality holds exactly. What does not depend on the
+draw (data checks, trust in the world model, the test of the log_probs) is taken as passed.
+"""
+
+import copy
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from scipy import optimize, stats
+from torch import Tensor
+
+from components.environments.rollout import rollout
+from components.evaluation.direct_method import SampledSlates, sample_slates
+from components.evaluation.doubly_robust import doubly_robust
+from components.evaluation.exploit_probes import compare_values, judge_exploit
+from components.evaluation.logged_policy import logged_requests, slate_log_probs
+from components.evaluation.logged_requests import LoggedRequests
+from components.evaluation.ncis import one_request_ncis
+from components.evaluation.policy_value import About
+from components.evaluation.propensity_check import PropensityCheck
+from components.evaluation.support import SupportDistance, support_distance
+from components.evaluation.weights import ess_floor
+from components.evaluation.world_model_trust import TrustConfig
+from components.evaluation.world_model_value import ModelValue, model_value
+from components.experiment.ab import AbResult, analyze_ab
+from components.experiment.arm import arm_sums
+from components.experiment.evidence import GateEvidence, TrustSummary
+from components.experiment.gate import GateConfig, Outcome, decide, decide_offline
+from components.experiment.guardrails import Metric, session_metrics
+from components.experiment.plan import AbDesign, Baseline, plan_ab
+from components.experiment.sequential import confidence_sequence
+from components.interactions.batching import Requests, SessionBatch
+from components.interactions.contract import RatioAssumption
+from components.policies.ranking_policy import NeuralSlatePolicy, bounded
+from components.policies.slate_policy import SessionState, SlatePolicy
+from components.world_model.user_model import UserModel
+from flows.benchmarks import Budget, Context, Figure
+from flows.benchmarks._pool import Pool, storefront_pool
+from flows.benchmarks.coverage import RedrawnLog
+
+BUDGET = Budget(full=90, quick=5)
+N_COMPARISONS, N_CHALLENGERS = 500, 5
+#: Users of a log, and of the populations that logs and A/Bs are drawn from.
+LOG_USERS, POPULATION_SESSIONS = 6_000, 40_000
+DAYS = 14
+#: Click logits that the world model of an exploit adds to items, and how many of them.
+OVERRATED, N_OVERRATED = 2.0, 24
+NAME, CHAMPION = "challenger", "logging policy"
+
+
+class Blend(NeuralSlatePolicy):
+    """The logging policy's utility plus so much of what one member learned and so much of what another did."""
+
+    def __init__(self, first: NeuralSlatePolicy, second: NeuralSlatePolicy) -> None:
+        super().__init__(first.features, first.slate_size)
+        self.first, self.second = first, second
+        self.weights = (1.0, 0.0)
+
+    def logits(self, state: SessionState, requests: Requests) -> Float[Tensor, "B N"]:
+        """Bounded utilities; both members read the first one's state and features."""
+        phi = self.first.features(state, requests)
+        utility = self.first.behavior(self.first.features, phi, state, requests)
+        for member, weight in zip((self.first, self.second), self.weights, strict=True):
+            if weight:
+                utility = utility + weight * member.learned(self.first.features, phi, state, requests)
+        return bounded(utility, requests)
+
+
+class Greedy(NeuralSlatePolicy):
+    """The logging policy with a bonus for some items."""
+
+    def __init__(self, member: NeuralSlatePolicy, items: Int[Tensor, " X"], bonus: float) -> None:
+        super().__init__(member.features, member.slate_size)
+        self.member, self.bonus = member, bonus
+        self.register_buffer("liked", torch.zeros(member.features.encoder.shape.n_indices).index_fill(0, items, 1.0))
+
+    liked: Tensor
+
+    def logits(self, state: SessionState, requests: Requests) -> Float[Tensor, "B N"]:
+        """Bounded utilities."""
+        utility = self.member.behavior_logits(state, requests) + self.bonus * self.liked[requests.candidates]
+        return bounded(utility, requests)
+
+
+@dataclass(frozen=True)
+class Population:
+    """Sessions that comparisons are drawn from, and what the world model says of the challenger."""
+
+    log: LoggedRequests
+    slates: SampledSlates
+    own: SessionBatch
+    logging: SessionBatch
+    model_value: ModelValue
+    support: SupportDistance
+    ess_share: float
+
+
+def measure(context: Context) -> dict[str, Figure]:
+    """Share of comparisons that each kind of challenger passes, and of equal A/Bs that pass when looked at daily."""
+    n_comparisons = 40 if context.quick else N_COMPARISONS
+    n_challengers = 2 if context.quick else N_CHALLENGERS
+    pool = storefront_pool(context.shared / "storefront", 2 if context.quick else 20)
+    world = _World(pool)
+    kinds: dict[str, Callable[[int], tuple[SlatePolicy, UserModel]]] = {
+        "equal": world.equal,
+        "worse": partial(world.valued, gain=-0.2),
+        "better": partial(world.valued, gain=0.2),
+        "exploit": world.exploit,
+    }
+    counts: dict[str, float] = defaultdict(float)
+    for kind, make in kinds.items():
+        for number in range(n_challengers):
+            part = context.keep(
+                f"{kind}-{number}", partial(world.judge, make, kind, number, n_comparisons // n_challengers)
+            )
+            for key, value in part.items():
+                counts[f"{kind}.{key}"] += value
+    peeking = context.keep("peeking", partial(world.peek, n_comparisons))
+    return _figures(counts, peeking)
+
+
+class _World:
+    """The pool's shop with one large log of it."""
+
+    def __init__(self, pool: Pool) -> None:  # type: ignore[type-arg]
+        self.pool = pool
+        self.generator = torch.Generator().manual_seed(77)
+        users = torch.randint(pool.n_users, (POPULATION_SESSIONS,), generator=self.generator)
+        self.users = users
+        self.sessions = self._roll(pool.behavior, 1)
+        self.log = RedrawnLog(self.sessions)
+        rewards = self.sessions.rewards.double().sum((1, 2)).numpy()
+        self.baseline = _baseline(users.numpy(), rewards)
+        metrics = {
+            metric: _baseline(users.numpy(), values) for metric, values in session_metrics(self.sessions).items()
+        }
+        design = AbDesign(relative_effect=0.2, level=GateConfig().ab_level, users_per_day=1_000)
+        self.plan = plan_ab(self.baseline, design, metrics)
+
+    def _roll(self, policy: SlatePolicy, seed: int) -> SessionBatch:
+        generator = torch.Generator().manual_seed(seed)
+        return rollout(self.pool.environment, policy, self.users, generator, self.pool.max_steps)
+
+    def _policy(self, number: int) -> NeuralSlatePolicy:
+        policy = self.pool.members[number].policy
+        assert isinstance(policy, NeuralSlatePolicy)
+        return policy
+
+    def equal(self, number: int) -> tuple[SlatePolicy, UserModel]:
+        """One member's lesson minus another's, scaled until the population's estimate is the logged mean."""
+        pair = 2 * number % len(self.pool.members), (2 * number + 1) % len(self.pool.members)
+        blend = Blend(*(self._policy(member) for member in pair))
+        blend.weights = (0.6, 0.0)
+        rewards = self.sessions.rewards.double().sum(2)[self.sessions.mask].numpy()
+        behavior = self.sessions.log_probs[self.sessions.mask].numpy()
+
+        def gain(weight: float) -> float:
+            blend.weights = (0.6, -weight)
+            ratios = slate_log_probs(blend, self.log) - behavior
+            weights = np.exp(ratios - ratios.max())
+            return float((weights * rewards).sum() / weights.sum() - rewards.mean())
+
+        root = optimize.brentq(gain, 0.0, 2.0, xtol=1e-4)
+        blend.weights = (0.6, -root)
+        return blend, self.pool.members[pair[0]].user_model
+
+    def valued(self, number: int, gain: float) -> tuple[SlatePolicy, UserModel]:
+        """A member at the strength where its sessions earn so much more; below 0 it does the opposite."""
+        blend = Blend(self._policy(number), self._policy(number))
+
+        def missing(strength: float) -> float:
+            blend.weights = (strength, 0.0)
+            rewards = self._roll(blend, 2).rewards.double().sum((1, 2))
+            return float(rewards.mean()) / self.baseline.mean - 1.0 - gain
+
+        blend.weights = (float(optimize.brentq(missing, *((0.0, 1.5) if gain > 0 else (-1.5, 0.0)), xtol=0.01)), 0.0)
+        return blend, self.pool.members[number].user_model
+
+    def exploit(self, number: int) -> tuple[SlatePolicy, UserModel]:
+        """A policy that likes what its world model overrates: items that truly earn no more than others."""
+        member = self.pool.members[number]
+        broken = copy.deepcopy(member.user_model)
+        n_items = broken.encoder.shape.n_indices
+        generator = torch.Generator().manual_seed(900 + number)
+        items = 2 + torch.randperm(n_items - 2, generator=generator)[:N_OVERRATED]
+        rows = broken.encoder.id_rows[items]
+        with torch.no_grad():
+            broken.encoder.click_bias.weight[rows] += OVERRATED
+        return Greedy(self._policy(number), items, 1.0), broken
+
+    def judge(
+        self, make: Callable[[int], tuple[SlatePolicy, UserModel]], kind: str, number: int, n_comparisons: int
+    ) -> dict[str, float]:
+        """Outcomes of the comparisons of one challenger."""
+        policy, users = make(number)
+        population = self._population(policy, users)
+        generator = np.random.default_rng(5_000 + 97 * number + len(kind))
+        counts: dict[str, float] = defaultdict(float)
+        counts["ess_share"] = population.ess_share
+        for _ in range(n_comparisons):
+            evidence = self._evidence(population, generator)
+            decision = decide(evidence, GateConfig())
+            reasons = {reason.check: reason for reason in decision.reasons}
+            offline = decide_offline(evidence, GateConfig()).outcome is not Outcome.HOLD
+            counts["n"] += 1
+            counts["promoted"] += decision.outcome is Outcome.PROMOTE
+            counts["released"] += decision.outcome is not Outcome.HOLD
+            counts["offline"] += offline
+            counts["gain"] += reasons["gain"].passed
+            counts["ab"] += reasons["A/B"].passed
+            counts["exploit"] += not reasons["exploit"].passed
+            for check, reason in reasons.items():
+                counts[f"failed.{check}"] += not reason.passed
+        return dict(counts)
+
+    def _population(self, policy: SlatePolicy, users: UserModel) -> Population:
+        judged = logged_requests(self.log, policy)
+        logging = self.pool.behavior
+        slates = sample_slates(self.log, policy, users, self.pool.environment.reward, self.generator)
+        whole = one_request_ncis(judged.requests, policy=NAME, ratio=RatioAssumption.FULL_SLATE)
+        probed = RedrawnLog(self.sessions.select(torch.arange(2_000)))
+        return Population(
+            log=judged.requests,
+            slates=slates,
+            own=self._roll(policy, 3),
+            logging=self._roll(logging, 4),
+            model_value=model_value(
+                users, self.pool.environment.reward, policy, probed, torch.Generator().manual_seed(1)
+            ),
+            support=support_distance(whole, policy, logging, probed),
+            ess_share=whole.effective_sample_size / whole.n_requests,
+        )
+
+    def _evidence(self, population: Population, generator: np.random.Generator) -> GateEvidence:
+        drawn = _draw_users(population.log.user, LOG_USERS, generator)
+        log = replace(population.log.take(drawn.rows), user=drawn.users)
+        about = About(policy=NAME, ratio=RatioAssumption.FULL_SLATE)
+        offline = one_request_ncis(log, **about)
+        probe = compare_values(
+            offline,
+            population.model_value,
+            population.support,
+            ess_floor(offline.n_requests),
+        )
+        return GateEvidence(
+            challenger=NAME,
+            champion_policy=None,
+            ab_started=True,
+            ratio_assumption=RatioAssumption.CASCADE,
+            data_passed=True,
+            trust=TrustSummary(passed=True),
+            exploit=judge_exploit(probe, TrustConfig()),
+            offline=offline,
+            cross_check=doubly_robust(log, population.slates.model.take(drawn.rows), **about),
+            propensities=PropensityCheck(
+                estimated=False, tolerance=0.0, n_requests=offline.n_requests, n_users=offline.n_users, tests=()
+            ),
+            ab=_ab(population.own, population.logging, self.plan.together.users, generator),
+        )
+
+    def peek(self, n_comparisons: int) -> dict[str, float]:
+        """Equal A/Bs looked at each day: how often a bound of the sequence, or of a test for one look, lies above 0."""
+        level = GateConfig().ab_level
+        rewards = self.sessions.rewards.double().sum((1, 2)).numpy()
+        users = self.users.numpy()
+        generator = np.random.default_rng(31)
+        n_users = self.plan.sequential.users
+        counts: dict[str, float] = defaultdict(float)
+        for _ in range(n_comparisons):
+            drawn = _draw_users(users, n_users, generator)
+            treated = (drawn.users % 2).astype(bool)
+            day = generator.integers(0, DAYS, size=len(drawn.rows))
+            sequence = confidence_sequence(
+                drawn.users,
+                day,
+                rewards[drawn.rows],
+                treated,
+                planned_sessions=len(drawn.rows),
+                confidence=1 - 2 * level,
+            )
+            assert sequence is not None
+            naive = stats.norm.ppf(1 - level)
+            counts["n"] += 1
+            counts["sequence"] += any(look.lower > 0 for look in sequence.looks)
+            counts["naive"] += any(look.difference > naive * look.standard_error for look in sequence.looks)
+        return dict(counts)
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    rows: Int[np.ndarray, " R"]
+    users: Int[np.ndarray, " R"]
+    """Users anew: one who is drawn twice is two."""
+
+
+def _draw_users(user: Int[np.ndarray, " M"], n_users: int, generator: np.random.Generator) -> _Drawn:
+    """All rows of users drawn with replacement."""
+    order = np.argsort(user, kind="stable")
+    _, starts, lengths = np.unique(user[order], return_index=True, return_counts=True)
+    chosen = generator.integers(len(starts), size=n_users)
+    counts = lengths[chosen]
+    within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    return _Drawn(order[np.repeat(starts[chosen], counts) + within], np.repeat(np.arange(n_users), counts))
+
+
+def _ab(own: SessionBatch, logging: SessionBatch, n_users: int, generator: np.random.Generator) -> AbResult:
+    """An A/B of the planned size, its users drawn from both arms' populations."""
+    arms = []
+    for number, batch in enumerate((logging, own)):
+        drawn = _draw_users(batch.users.numpy(), n_users // 2, generator)
+        metrics = {metric: values[drawn.rows] for metric, values in session_metrics(batch).items()}
+        rewards = batch.rewards.double().sum((1, 2)).numpy()[drawn.rows]
+        arms.append((2 * drawn.users + number, rewards, np.full(len(rewards), bool(number)), metrics))
+    (user_0, rewards_0, treated_0, metrics_0), (user_1, rewards_1, treated_1, metrics_1) = arms
+    return analyze_ab(
+        np.concatenate([user_0, user_1]),
+        np.concatenate([rewards_0, rewards_1]),
+        np.concatenate([treated_0, treated_1]),
+        label="live",
+        treatment=NAME,
+        control=CHAMPION,
+        planned_share=0.5,
+        metrics={metric: np.concatenate([metrics_0[metric], metrics_1[metric]]) for metric in Metric},
+    )
+
+
+def _baseline(user: Int[np.ndarray, " S"], values: Float[np.ndarray, " S"]) -> Baseline:
+    mean = arm_sums(user, values).mean()
+    return Baseline(mean=mean.mean, standard_deviation=float(np.sqrt(mean.variance * mean.n_users)))
+
+
+def _figures(counts: dict[str, float], peeking: dict[str, float]) -> dict[str, Figure]:
+    def share(
+        hits: float, n: float, what: str, target: str | None = None, holds: Callable[[float], bool] | None = None
+    ) -> Figure:
+        interval = stats.binomtest(round(hits), round(n)).proportion_ci(0.95)
+        value = hits / n
+        return Figure(
+            value=value,
+            interval=(float(interval.low), float(interval.high)),
+            unit=f"share of {n:.0f} {what}",
+            target=target,
+            holds=None if holds is None else holds(value),
+        )
+
+    def of(kind: str, key: str, target: str | None = None, holds: Callable[[float], bool] | None = None) -> Figure:
+        return share(counts[f"{kind}.{key}"], counts[f"{kind}.n"], "comparisons", target, holds)
+
+    return {
+        "equal.promoted": of("equal", "promoted", "at most 0.05", lambda value: value <= 0.05),
+        "equal.offline_gain_passed": of("equal", "gain", "designed 0.025, at most 0.05", lambda value: value <= 0.05),
+        "equal.ab_passed": of("equal", "ab"),
+        "worse.promoted": of("worse", "promoted", "0", lambda value: value == 0),
+        "worse.released_at_all": of("worse", "released", "0", lambda value: value == 0),
+        "better.promoted": of("better", "promoted", "at least 0.8", lambda value: value >= 0.8),
+        "better.passed_offline": of("better", "offline"),
+        "better.ab_passed": of("better", "ab"),
+        "better.held_as_exploit": of("better", "exploit"),
+        "exploit.held_for_it": of("exploit", "exploit", "at least 0.99", lambda value: value >= 0.99),
+        "exploit.promoted": of("exploit", "promoted", "0", lambda value: value == 0),
+        "peeking.sequence_passed": share(
+            peeking["sequence"], peeking["n"], "equal A/Bs", "at most 0.03", lambda value: value <= 0.03
+        ),
+        "peeking.one_look_test_passed": share(peeking["naive"], peeking["n"], "equal A/Bs"),
+    }
