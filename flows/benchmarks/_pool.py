@@ -87,7 +87,7 @@ def storefront_pool(folder: Path, n_members: int = N_MEMBERS) -> Pool[storefront
         run(stages.fit_user_model, own / "users", split=split)
         run(stages.fit_behavior, own / "behavior", split=split, users=own / "users")
         run(stages.fit_world_model, own / "world", split=split, users=own / "users", behavior=own / "behavior")
-        run(stages.train_policy, own / "policy", split=split, world=own / "world")
+        run(stages.train_policy, own / "policy", split=split, world=own / "world", behavior=own / "behavior")
         policy = load_policy(own / "policy").policy
         assert isinstance(policy, NeuralSlatePolicy)
         members.append(Member(policy, load_user_model(own / "world").user_model, policy.strength.fill_))

@@ -1,15 +1,15 @@
 """How often is the gate wrong? 500 comparisons of each kind, with logs and A/Bs drawn anew from large populations.
 
-Members of the pool, and blends of two of them, ask to take the place of the policy that wrote the log:
+Members of the pool, altered, ask to take the place of the policy that wrote the log:
 
-    equal      what one member learned minus what another did, so that its one-request value is the logging policy's
+    equal      random likings of items, and as much of what a member learned as makes its one-request value equal
     worse      a member turned around until its sessions earn 20 % less
     better     a member released until its sessions earn 20 % more
     exploit    a policy that shows the items which its world model was made to overrate
 
 Each has a population of sessions: logged ones with their weights, and its own in the shop. A comparison draws users of
 both with replacement, so the population's value is the truth and equality holds exactly. What does not depend on the
-draw (data checks, trust in the world model, the test of the log_probs) is taken as passed.
+draw (data checks, trust in the world model) is taken as passed; log_probs are tested on the population.
 """
 
 import copy
@@ -32,7 +32,7 @@ from components.evaluation.logged_policy import logged_requests, slate_log_probs
 from components.evaluation.logged_requests import LoggedRequests
 from components.evaluation.ncis import one_request_ncis
 from components.evaluation.policy_value import About
-from components.evaluation.propensity_check import PropensityCheck
+from components.evaluation.propensity_check import batch_logits, check_propensities
 from components.evaluation.support import SupportDistance, support_distance
 from components.evaluation.weights import ess_floor
 from components.evaluation.world_model_trust import TrustConfig
@@ -46,8 +46,8 @@ from components.experiment.plan import AbDesign, Baseline, plan_ab
 from components.experiment.sequential import confidence_sequence
 from components.interactions.batching import Requests, SessionBatch
 from components.interactions.contract import RatioAssumption
-from components.policies.ranking_policy import NeuralSlatePolicy, bounded
-from components.policies.slate_policy import SessionState, SlatePolicy
+from components.policies.ranking_policy import EncodedPolicy, NeuralSlatePolicy, bounded
+from components.policies.slate_policy import SessionState, SlatePolicy, UniformPolicy
 from components.world_model.user_model import UserModel
 from flows.benchmarks import Budget, Context, Figure
 from flows.benchmarks._pool import Pool, storefront_pool
@@ -60,40 +60,26 @@ LOG_USERS, POPULATION_SESSIONS = 6_000, 40_000
 DAYS = 14
 #: Click logits that the world model of an exploit adds to items, and how many of them.
 OVERRATED, N_OVERRATED = 2.0, 24
+#: Spread in nats of an equal challenger's random likings, and by how much an exploit prefers overrated items.
+LIKING, EXPLOIT_BONUS = 0.5, 1.0
 NAME, CHAMPION = "challenger", "logging policy"
 
 
-class Blend(NeuralSlatePolicy):
-    """The logging policy's utility plus so much of what one member learned and so much of what another did."""
+class Altered(EncodedPolicy):
+    """The logging policy's utility as a member fitted it, so much of what the member learned, and a bonus per item."""
 
-    def __init__(self, first: NeuralSlatePolicy, second: NeuralSlatePolicy) -> None:
-        super().__init__(first.features, first.slate_size)
-        self.first, self.second = first, second
-        self.weights = (1.0, 0.0)
-
-    def logits(self, state: SessionState, requests: Requests) -> Float[Tensor, "B N"]:
-        """Bounded utilities; both members read the first one's state and features."""
-        phi = self.first.features(state, requests)
-        utility = self.first.behavior(self.first.features, phi, state, requests)
-        for member, weight in zip((self.first, self.second), self.weights, strict=True):
-            if weight:
-                utility = utility + weight * member.learned(self.first.features, phi, state, requests)
-        return bounded(utility, requests)
-
-
-class Greedy(NeuralSlatePolicy):
-    """The logging policy with a bonus for some items."""
-
-    def __init__(self, member: NeuralSlatePolicy, items: Int[Tensor, " X"], bonus: float) -> None:
+    def __init__(self, member: NeuralSlatePolicy) -> None:
         super().__init__(member.features, member.slate_size)
-        self.member, self.bonus = member, bonus
-        self.register_buffer("liked", torch.zeros(member.features.encoder.shape.n_indices).index_fill(0, items, 1.0))
-
-    liked: Tensor
+        self.member = member
+        self.strength = 0.0
+        self.bonus = torch.zeros(member.features.encoder.shape.n_indices)
 
     def logits(self, state: SessionState, requests: Requests) -> Float[Tensor, "B N"]:
         """Bounded utilities."""
-        utility = self.member.behavior_logits(state, requests) + self.bonus * self.liked[requests.candidates]
+        member, phi = self.member, self.features(state, requests)
+        utility = member.behavior(self.features, phi, state, requests) + self.bonus[requests.candidates]
+        if self.strength:
+            utility = utility + self.strength * member.learned(self.features, phi, state, requests)
         return bounded(utility, requests)
 
 
@@ -145,6 +131,13 @@ class _World:
         self.sessions = self._roll(pool.behavior, 1)
         self.log = RedrawnLog(self.sessions)
         rewards = self.sessions.rewards.double().sum((1, 2)).numpy()
+        self.propensities = check_propensities(
+            self.log.batches(1_024),
+            batch_logits(pool.behavior),
+            {"uniform policy": UniformPolicy(pool.environment.slate_size)},
+            self.generator,
+            estimated=False,
+        )
         self.baseline = _baseline(users.numpy(), rewards)
         metrics = {
             metric: _baseline(users.numpy(), values) for metric, values in session_metrics(self.sessions).items()
@@ -162,34 +155,32 @@ class _World:
         return policy
 
     def equal(self, number: int) -> tuple[SlatePolicy, UserModel]:
-        """One member's lesson minus another's, scaled until the population's estimate is the logged mean."""
-        pair = 2 * number % len(self.pool.members), (2 * number + 1) % len(self.pool.members)
-        blend = Blend(*(self._policy(member) for member in pair))
-        blend.weights = (0.6, 0.0)
+        """Random likings, and as much of a member's lesson as makes the population's estimate the logged mean."""
+        policy = Altered(self._policy(number))
+        policy.bonus = LIKING * torch.randn(len(policy.bonus), generator=torch.Generator().manual_seed(800 + number))
         rewards = self.sessions.rewards.double().sum(2)[self.sessions.mask].numpy()
         behavior = self.sessions.log_probs[self.sessions.mask].numpy()
 
-        def gain(weight: float) -> float:
-            blend.weights = (0.6, -weight)
-            ratios = slate_log_probs(blend, self.log) - behavior
+        def gain(strength: float) -> float:
+            policy.strength = strength
+            ratios = slate_log_probs(policy, self.log) - behavior
             weights = np.exp(ratios - ratios.max())
             return float((weights * rewards).sum() / weights.sum() - rewards.mean())
 
-        root = optimize.brentq(gain, 0.0, 2.0, xtol=1e-4)
-        blend.weights = (0.6, -root)
-        return blend, self.pool.members[pair[0]].user_model
+        policy.strength = float(optimize.brentq(gain, -1.0, 1.0, xtol=1e-4))
+        return policy, self.pool.members[number].user_model
 
     def valued(self, number: int, gain: float) -> tuple[SlatePolicy, UserModel]:
         """A member at the strength where its sessions earn so much more; below 0 it does the opposite."""
-        blend = Blend(self._policy(number), self._policy(number))
+        policy = Altered(self._policy(number))
 
         def missing(strength: float) -> float:
-            blend.weights = (strength, 0.0)
-            rewards = self._roll(blend, 2).rewards.double().sum((1, 2))
+            policy.strength = strength
+            rewards = self._roll(policy, 2).rewards.double().sum((1, 2))
             return float(rewards.mean()) / self.baseline.mean - 1.0 - gain
 
-        blend.weights = (float(optimize.brentq(missing, *((0.0, 1.5) if gain > 0 else (-1.5, 0.0)), xtol=0.01)), 0.0)
-        return blend, self.pool.members[number].user_model
+        policy.strength = float(optimize.brentq(missing, *((0.0, 1.5) if gain > 0 else (-1.5, 0.0)), xtol=0.01))
+        return policy, self.pool.members[number].user_model
 
     def exploit(self, number: int) -> tuple[SlatePolicy, UserModel]:
         """A policy that likes what its world model overrates: items that truly earn no more than others."""
@@ -201,7 +192,9 @@ class _World:
         rows = broken.encoder.id_rows[items]
         with torch.no_grad():
             broken.encoder.click_bias.weight[rows] += OVERRATED
-        return Greedy(self._policy(number), items, 1.0), broken
+        policy = Altered(self._policy(number))
+        policy.bonus[items] = EXPLOIT_BONUS
+        return policy, broken
 
     def judge(
         self, make: Callable[[int], tuple[SlatePolicy, UserModel]], kind: str, number: int, n_comparisons: int
@@ -267,14 +260,12 @@ class _World:
             exploit=judge_exploit(probe, TrustConfig()),
             offline=offline,
             cross_check=doubly_robust(log, population.slates.model.take(drawn.rows), **about),
-            propensities=PropensityCheck(
-                estimated=False, tolerance=0.0, n_requests=offline.n_requests, n_users=offline.n_users, tests=()
-            ),
+            propensities=self.propensities,
             ab=_ab(population.own, population.logging, self.plan.together.users, generator),
         )
 
     def peek(self, n_comparisons: int) -> dict[str, float]:
-        """Equal A/Bs looked at each day: how often a bound of the sequence, or of a test for one look, lies above 0."""
+        """A/Bs of one policy with itself: how often its bound lies above 0, at the planned end and when looked at daily."""
         level = GateConfig().ab_level
         rewards = self.sessions.rewards.double().sum((1, 2)).numpy()
         users = self.users.numpy()
@@ -296,6 +287,9 @@ class _World:
             assert sequence is not None
             naive = stats.norm.ppf(1 - level)
             counts["n"] += 1
+            ended = _ab(self.sessions, self.sessions, self.plan.together.users, generator)
+            bounds = ended.bounds(level)
+            counts["planned_end"] += bounds is not None and bounds.lower > 0
             counts["sequence"] += any(look.lower > 0 for look in sequence.looks)
             counts["naive"] += any(look.difference > naive * look.standard_error for look in sequence.looks)
         return dict(counts)
@@ -365,6 +359,13 @@ def _figures(counts: dict[str, float], peeking: dict[str, float]) -> dict[str, F
         "equal.promoted": of("equal", "promoted", "at most 0.05", lambda value: value <= 0.05),
         "equal.offline_gain_passed": of("equal", "gain", "designed 0.025, at most 0.05", lambda value: value <= 0.05),
         "equal.ab_passed": of("equal", "ab"),
+        "one_policy_in_both_arms.ab_passed": share(
+            peeking["planned_end"],
+            peeking["n"],
+            "A/Bs at their planned end",
+            "designed 0.03, at most 0.05",
+            lambda value: value <= 0.05,
+        ),
         "worse.promoted": of("worse", "promoted", "0", lambda value: value == 0),
         "worse.released_at_all": of("worse", "released", "0", lambda value: value == 0),
         "better.promoted": of("better", "promoted", "at least 0.8", lambda value: value >= 0.8),
