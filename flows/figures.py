@@ -5,7 +5,7 @@ What is seen is told by shape, position and words; color only repeats it.
 
 import io
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -62,6 +62,11 @@ class Figure:
 
     svg: Markup
     caption: str
+
+    @property
+    def file(self) -> str:
+        """The drawing as a file of its own, on white."""
+        return str(self.svg).replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg" style="background: white"', 1)
 
 
 def needed_ess(estimate: PolicyValue, gate: GateConfig) -> float | None:
@@ -181,6 +186,44 @@ def cap_sensitivity(curve: CapSensitivity) -> Figure:
             "caps",
             f"One-request NCIS of {curve.policy} under different caps: {'; '.join(texts)}. A value that moves with the "
             "cap rests on few requests; the band is the interval under each cap.",
+        )
+
+
+@dataclass(frozen=True)
+class ErrorPoint:
+    """Relative error of an estimator on logs of one size."""
+
+    n_sessions: int
+    bias: float
+    standard_error: float
+    """Of the bias."""
+    root_mean_square: float
+
+
+def bias_and_error(curves: Mapping[str, Sequence[ErrorPoint]], *, title: str) -> Figure:
+    """Bias and error of estimators against the size of a log, as shares of the true value."""
+    markers = "osD^vP"
+    with _canvas(_WIDTH, 3.4) as canvas:
+        left, right = _panels(canvas, 1, 2)
+        for (name, points), marker in zip(curves.items(), markers, strict=False):
+            sizes = [point.n_sessions for point in points]
+            style: dict[str, Any] = {"marker": marker, "markersize": 4.5, "linewidth": 1.2, "label": name}
+            left.errorbar(
+                sizes, [point.bias for point in points], [1.96 * point.standard_error for point in points], **style
+            )
+            right.plot(sizes, [point.root_mean_square for point in points], **style)
+        for axes, label in ((left, "bias / true value"), (right, "root mean square error / true value")):
+            axes.set_xscale("log")
+            axes.set(xlabel="sessions of a log", ylabel=label)
+            axes.axhline(0, color=_QUIET, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+        left.set_title(title, loc="left")
+        right.legend(frameon=False, fontsize=8.5)
+        last = "; ".join(
+            f"{name} bias {share(points[-1].bias, signed=True)}, error {share(points[-1].root_mean_square)}"
+            for name, points in curves.items()
+        )
+        return _finish(
+            canvas, "errors", f"Errors of one-request estimates by the size of a log. At the largest: {last}."
         )
 
 

@@ -4,10 +4,13 @@ Each member of the pool is released as far as the gate's ESS floor allows on log
 own, and counted where the log has the floor, as the gate does. A second, stronger release shows what happens below it.
 """
 
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -16,24 +19,34 @@ from scipy import stats
 from components.environments.rollout import rollout
 from components.environments.true_value import true_one_request_value, true_session_value
 from components.evaluation.direct_method import sample_slates
-from components.evaluation.logged_policy import logged_requests
+from components.evaluation.logged_policy import JudgedRequests, known_rewards, logged_requests
 from components.evaluation.ncis import one_request_ncis
 from components.evaluation.policy_value import About, Estimand, PolicyValue
 from components.evaluation.weights import effective_sample_size, ess_floor
-from components.interactions.batching import SessionBatch
+from components.interactions.batching import SessionBatch, SessionReader
 from components.interactions.contract import RatioAssumption
+from components.interactions.importers import obd
+from components.interactions.vocabulary import Vocabulary
+from components.policies.slate_policy import UniformPolicy
 from flows.benchmarks import Budget, Context, Figure
 from flows.benchmarks._pool import Member, Pool, mdp_pool, storefront_pool
+from flows.figures import ErrorPoint, bias_and_error
+from flows.settings import REPOSITORY
 from flows.stages import CROSS_CHECK, GATING, estimate
 
 BUDGET = Budget(full=90, quick=5)
 LOG_SESSIONS = {"storefront": 2_000, "mdp": 4_000}
 #: Parts of a log from whose estimates bias and error are read against its size.
 PARTS = (0.125, 0.25, 0.5, 1.0)
+#: Steps of a release, furthest first.
 STRENGTHS = tuple(np.round(np.geomspace(1.0, 0.05, 30), 3).tolist())
 #: ESS over the floor that the release is chosen for, and how far below it the stronger one lies.
 MARGIN, BELOW = 1.4, 0.3
-TRUTH_SESSIONS = 40_000
+TRUTH_SESSIONS = 25_000
+OPEN_BANDIT = REPOSITORY.parent / "shared" / "data" / "obd"
+CASCADE = "one-request NCIS, cascade"
+#: Estimators whose bias and error are drawn.
+DRAWN = (GATING, CROSS_CHECK, "IS", "NCIS with cap 10", "PointNCIS")
 
 
 @dataclass(frozen=True)
@@ -73,7 +86,68 @@ def measure(context: Context) -> dict[str, Figure]:
             for key, value in part.items():
                 total[key] += value
         figures |= _figures(name, total)
+        if not context.quick:
+            drawn = bias_and_error(_curves(name, total), title=name)
+            (REPOSITORY / "docs" / f"coverage-{name}.svg").write_text(drawn.file)
+    return figures | open_bandit(context.path or OPEN_BANDIT)
+
+
+def open_bandit(path: Path) -> dict[str, Figure]:
+    """The uniform policy's click rate from the other policy's log, minus what it had in its own."""
+    figures = {}
+    for campaign in ("all", "men", "women"):
+        unit = "clicks a request, uniform by bts minus uniform observed"
+        target = "the interval holds 0"
+        name = f"open_bandit.{campaign}.difference"
+        if not path.is_dir():
+            figures[name] = Figure(
+                value=np.nan, unit=unit, target=target, skipped=f"no data at {path.name}: give --path"
+            )
+            continue
+        with TemporaryDirectory() as scratch:
+            logs = {
+                policy: obd.import_log(
+                    obd.Config(campaign=campaign, policy=policy), path, Path(scratch) / policy, "obd"
+                )
+                for policy in ("bts", "random")
+            }
+            reader = SessionReader(logs["bts"], Vocabulary.fit(logs["bts"]))
+            uniform = UniformPolicy(slate_size=1)
+            estimated = one_request_ncis(
+                logged_requests(reader, uniform).requests, policy="uniform", ratio=RatioAssumption.FULL_SLATE
+            )
+            observed = known_rewards(SessionReader(logs["random"], Vocabulary.fit(logs["random"])))
+        assert estimated.lower is not None and estimated.upper is not None
+        difference = estimated.value - float(observed.mean())
+        spread = 1.96 * float(observed.std(ddof=1)) / np.sqrt(len(observed))
+        reach = float(np.hypot((estimated.upper - estimated.lower) / 2, spread))
+        figures[name] = Figure(
+            value=difference,
+            interval=(difference - reach, difference + reach),
+            unit=f"{unit} ({observed.mean():.4f}); ESS {estimated.effective_sample_size:.0f}",
+            target=target,
+            holds=abs(difference) <= reach,
+        )
     return figures
+
+
+def _curves(environment: str, total: dict[str, float]) -> dict[str, list[ErrorPoint]]:
+    """Relative bias and root mean square error of the one-request estimators by the sessions of a log."""
+    curves: dict[str, list[ErrorPoint]] = {}
+    for name in DRAWN:
+        for size in PARTS:
+            key = f"gating.{name}.{size:g}"
+            n = total[f"{key}.n"]
+            if n:
+                bias, square = total[f"{key}.error"] / n, total[f"{key}.square"] / n
+                point = ErrorPoint(
+                    round(size * LOG_SESSIONS[environment]),
+                    bias,
+                    np.sqrt(max(square - bias**2, 0.0) / n),
+                    np.sqrt(square),
+                )
+                curves.setdefault(name, []).append(point)
+    return curves
 
 
 def _judge_member(pool: Pool, member: Member, number: int, n_logs: int) -> dict[str, float]:  # type: ignore[type-arg]
@@ -87,33 +161,34 @@ def _judge_member(pool: Pool, member: Member, number: int, n_logs: int) -> dict[
         truths = _truths(pool, member, generator)
         for _ in range(n_logs if place == "gating" else n_logs // 2):
             log = redraw(pool, n_sessions, generator)
-            for value, size in _estimates(pool, member, log, generator):
+            for value, size in _estimates(pool, member, log, generator, with_model=place == "gating"):
                 truth = truths[value.estimand]
-                floor = ess_floor(value.n_requests)
-                counted = value.effective_sample_size >= floor if place == "gating" else True
+                counted = place == "below" or value.effective_sample_size >= ess_floor(value.n_requests)
                 key = f"{place}.{value.estimator}"
-                error = value.value - truth
+                error = (value.value - truth) / abs(truth)
                 if size == 1.0 and counted and value.lower is not None and value.upper is not None:
                     sums[f"{key}.n"] += 1
                     sums[f"{key}.hits"] += float(value.lower <= truth <= value.upper)
                     sums[f"{key}.width"] += (value.upper - value.lower) / abs(truth)
                     sums[f"{key}.ess"] += value.effective_sample_size
-                sums[f"{key}.{size}.n"] += 1
-                sums[f"{key}.{size}.error"] += error / abs(truth)
-                sums[f"{key}.{size}.square"] += (error / truth) ** 2
+                sums[f"{key}.{size:g}.n"] += 1
+                sums[f"{key}.{size:g}.error"] += error
+                sums[f"{key}.{size:g}.square"] += error**2
     return dict(sums)
 
 
 def _release(member: Member, pool: Pool, probe: RedrawnLog, share: float) -> None:  # type: ignore[type-arg]
     """Set the strength to the largest whose expected ESS on a log is this share of the gate's floor."""
-    expected = 0.0
-    for strength in STRENGTHS:
+
+    def enough(strength: float) -> bool:
         member.set_strength(strength)
         ratios = logged_requests(probe, member.policy).requests.log_ratios
         n = len(ratios) * LOG_SESSIONS[pool.name] / len(probe.batch.users)
-        expected = effective_sample_size(ratios) / len(ratios) * n
-        if expected >= share * ess_floor(round(n)):
-            return
+        return effective_sample_size(ratios) / len(ratios) * n >= share * ess_floor(round(n))
+
+    # ESS falls as the strength grows.
+    found = bisect_left(STRENGTHS, True, key=enough)
+    member.set_strength(STRENGTHS[min(found, len(STRENGTHS) - 1)])
 
 
 def _truths(pool: Pool, member: Member, generator: torch.Generator) -> dict[Estimand, float]:  # type: ignore[type-arg]
@@ -130,23 +205,23 @@ def _estimates(
     member: Member,
     log: RedrawnLog,
     generator: torch.Generator,
+    *,
+    with_model: bool,
 ) -> Iterator[tuple[PolicyValue, float]]:
     """Every estimator on the log and on its first parts."""
+    whole = logged_requests(log, member.policy, pool.behavior)
+    slates = None
+    if with_model:
+        slates = sample_slates(log, member.policy, member.user_model, pool.environment.reward, generator, pool.behavior)
+    about = About(policy="member", ratio=RatioAssumption.FULL_SLATE)
     for size in PARTS:
-        n = round(size * len(log.batch.users))
-        part = RedrawnLog(log.batch.select(torch.arange(n)))
-        judged = logged_requests(part, member.policy, pool.behavior)
-        slates = None
-        if size == 1.0:
-            slates = sample_slates(
-                part, member.policy, member.user_model, pool.environment.reward, generator, pool.behavior
-            )
-        about = About(policy="member", ratio=RatioAssumption.FULL_SLATE)
-        for value in estimate(judged, about, slates):
+        rows = whole.requests.session < size * len(log.batch.users)
+        judged = JudgedRequests(whole.requests.take(rows), whole.in_whole_session[rows], whole.known[rows])
+        for value in estimate(judged, about, None if slates is None else slates.take(rows)):
             yield value, size
         if pool.name == "storefront":
             cascade = one_request_ncis(judged.requests, policy="member", ratio=RatioAssumption.CASCADE)
-            yield cascade.model_copy(update={"estimator": "one-request NCIS, cascade"}), size
+            yield cascade.model_copy(update={"estimator": CASCADE}), size
 
 
 def _figures(environment: str, total: dict[str, float]) -> dict[str, Figure]:
@@ -157,7 +232,7 @@ def _figures(environment: str, total: dict[str, float]) -> dict[str, Figure]:
             n, hits = round(total[f"{place}.{name}.n"]), round(total[f"{place}.{name}.hits"])
             if n == 0:
                 continue
-            gates = place == "gating" and name in (GATING, CROSS_CHECK, "one-request NCIS, cascade")
+            gates = place == "gating" and name in (GATING, CROSS_CHECK, CASCADE)
             low, high = stats.binom.interval(0.95, n, 0.95)
             test = stats.binomtest(hits, n).proportion_ci(0.95)
             figures[f"{environment}.{title}.{name}"] = Figure(

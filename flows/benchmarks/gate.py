@@ -265,7 +265,7 @@ class _World:
         )
 
     def peek(self, n_comparisons: int) -> dict[str, float]:
-        """A/Bs of one policy with itself: how often its bound lies above 0, at the planned end and when looked at daily."""
+        """A/Bs of one policy with itself: how often a bound lies above 0, at the planned end and at daily looks."""
         level = GateConfig().ab_level
         rewards = self.sessions.rewards.double().sum((1, 2)).numpy()
         users = self.users.numpy()

@@ -6,14 +6,21 @@ import polars as pl
 import pytest
 import torch
 
+from components.environments.rollout import rollout
+from components.environments.storefront import BehaviorPolicy, Storefront
+from components.evaluation.logged_policy import logged_requests
 from components.interactions.batching import SessionReader
 from components.interactions.importers import table as table_source
 from components.interactions.log_folder import Log
 from components.interactions.vocabulary import Vocabulary
-from flows.benchmarks import Document, Figure, table
+from components.policies.slate_policy import UniformPolicy
+from flows.benchmarks import Document, Figure, names, table
+from flows.benchmarks.coverage import RedrawnLog
+from flows.benchmarks.gate import _draw_users
 from flows.benchmarks.sessions import mean_figure, mixture_parts, tune_weights
 from flows.benchmarks.speed import PublishedLayout, _write_table, normalized_bootstrap
 from flows.benchmarks.trivago import Clickouts, _fit_logit, _losses
+from flows.figures import ErrorPoint, bias_and_error
 
 
 def frame(*pairs: tuple[str, str]) -> pl.DataFrame:
@@ -115,3 +122,42 @@ def test_the_large_table_is_the_block_s_log_again_and_again(storefront_log: Log,
     second = rows.filter(pl.col("session_id").str.starts_with("001-")).sort("session_id", "step")
     for column in ("candidates", "slate", "clicked", "slate_log_prob", "session_end", "timestamp"):
         assert second[column].to_list() == block[column].to_list()
+
+
+def test_what_benchmarks_share_is_no_benchmark() -> None:
+    assert {"coverage", "gate", "speed"} <= set(names())
+    assert not [name for name in names() if name.startswith("_")]
+
+
+def test_users_are_drawn_with_all_their_sessions_and_count_anew_each_time() -> None:
+    user = np.array([7, 3, 7, 5, 3, 7])
+
+    drawn = _draw_users(user, 200, np.random.default_rng(0))
+
+    for number in range(200):
+        rows = drawn.rows[drawn.users == number]
+        assert len(set(user[rows])) == 1
+        assert sorted(rows) == sorted(np.flatnonzero(user == user[rows[0]]))
+    assert set(user[drawn.rows]) == {3, 5, 7}
+
+
+def test_a_redrawn_log_is_read_as_often_as_one_likes_in_the_same_order(storefront: Storefront) -> None:
+    users = torch.arange(40)
+    batch = rollout(storefront, BehaviorPolicy(storefront), users, torch.Generator().manual_seed(0), 10)
+    log = RedrawnLog(batch)
+
+    first, second = (torch.cat([part.users for part in log.batches(7)]) for _ in range(2))
+
+    assert torch.equal(first, users)
+    assert torch.equal(second, users)
+    judged = logged_requests(log, UniformPolicy(storefront.slate_size), BehaviorPolicy(storefront))
+    assert len(judged.requests.rewards) == int(batch.mask.sum())
+
+
+def test_errors_are_drawn_with_their_figures_in_words() -> None:
+    points = [ErrorPoint(250, -0.04, 0.01, 0.2), ErrorPoint(2_000, -0.01, 0.005, 0.07)]
+
+    drawn = bias_and_error({"NCIS": points, "IS": points}, title="storefront")
+
+    assert "NCIS bias −1 %, error 7 %" in drawn.caption.replace("\N{NO-BREAK SPACE}", " ").replace("-", "−")
+    assert drawn.file.startswith('<svg xmlns="http://www.w3.org/2000/svg"')
