@@ -10,8 +10,10 @@ are not, so V varies as the mean of its influence on users (delta method, cluste
 
     ψ_u = Σ_t (A_ut − (A_t / B_t) B_ut) / B_t,    Var V = U / (U − 1) Σ_u ψ_u²
 
-and bounds are V ± t_{U−1} √Var V. The logged mean R / N = Σ_u R_u / Σ_u N_u has the same form, so the difference of two
-values has the difference of their influences, and its interval is paired by user.
+and bounds are V ± t_ν √Var V. Where few users hold much of the weight, Var V is itself a poor guess, and Student's t has
+to know: ν = min(U − 1, 2U / (κ − 1)), with κ the kurtosis of the influences, matches the variance of Var V
+(Satterthwaite 1946; normal influences have κ = 3 and ν = U − 1). The logged mean R / N = Σ_u R_u / Σ_u N_u has the same
+form, so the difference of two values has the difference of their influences, and its interval is paired by user.
 
 Sums add, so a log may be read in shards and on several machines: `merge` gives the same estimate as the whole log.
 Weights are stored divided by exp(log_scale), since log ratios of ±700 leave float64 when they are squared.
@@ -177,8 +179,13 @@ class _Mean:
         n_users = len(self.influence)
         if n_users < 2:
             return None, None
-        deviation = np.sqrt(n_users / (n_users - 1) * (self.influence @ self.influence))
-        half_width = float(special.stdtrit(n_users - 1, (1 + confidence) / 2) * deviation)
+        squares = np.square(self.influence)
+        total = float(squares.sum())
+        if total == 0:
+            return self.value, self.value
+        kurtosis = n_users * float(squares @ squares) / total**2
+        degrees = n_users - 1 if kurtosis <= 1 else min(n_users - 1, 2 * n_users / (kurtosis - 1))
+        half_width = float(special.stdtrit(degrees, (1 + confidence) / 2)) * np.sqrt(n_users / (n_users - 1) * total)
         return self.value - half_width, self.value + half_width
 
 

@@ -42,7 +42,7 @@ PARTS = (0.125, 0.25, 0.5, 1.0)
 STRENGTHS = tuple(np.round(np.geomspace(1.0, 0.05, 30), 3).tolist())
 #: ESS over the floor that the release is chosen for, and how far below it the stronger one lies.
 MARGIN, BELOW = 1.4, 0.3
-TRUTH_SESSIONS = 25_000
+TRUTH_SESSIONS = {"storefront": 50_000, "mdp": 400_000}
 OPEN_BANDIT = REPOSITORY.parent / "shared" / "data" / "obd"
 CASCADE = "one-request NCIS, cascade"
 #: Estimators whose bias and error are drawn.
@@ -193,7 +193,7 @@ def _release(member: Member, pool: Pool, probe: RedrawnLog, share: float) -> Non
 
 def _truths(pool: Pool, member: Member, generator: torch.Generator) -> dict[Estimand, float]:  # type: ignore[type-arg]
     n = max(pool.n_users, 1)
-    users = torch.randint(n, (TRUTH_SESSIONS,), generator=generator)
+    users = torch.randint(n, (TRUTH_SESSIONS[pool.name],), generator=generator)
     arguments = (users, generator, pool.max_steps)
     one_request = true_one_request_value(pool.environment, pool.behavior, member.policy, *arguments).value
     session = true_session_value(pool.environment, member.policy, *arguments).value

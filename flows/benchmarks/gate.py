@@ -2,14 +2,17 @@
 
 Members of the pool, altered, ask to take the place of the policy that wrote the log:
 
-    equal      random likings of items, and as much of what a member learned as makes its one-request value equal
+    equal      random likings of items, and as much of what a member learned as makes its one-request value equal;
+               in the A/B both arms are the logging policy
     worse      a member turned around until its sessions earn 20 % less
     better     a member released until its sessions earn 20 % more
-    exploit    a policy that shows the items which its world model was made to overrate
+    exploit    a policy that shows the items which its world model was made to overrate, by +1, +1.5 or +2 in the logit
 
 Each has a population of sessions: logged ones with their weights, and its own in the shop. A comparison draws users of
-both with replacement, so the population's value is the truth and equality holds exactly. What does not depend on the
-draw (data checks, trust in the world model) is taken as passed; log_probs are tested on the population.
+both with replacement, so the population's value is the truth and equality holds exactly. A/Bs have the size that the
+plan for a gain of 20 % and unharmed guardrails asks for; the reward alone is also judged at the size that finds such a
+gain with 80 % probability. What does not depend on the draw (data checks, trust in the world model) is taken as
+passed; log_probs are tested on the population. Comparisons of one challenger share its population and its truth.
 """
 
 import copy
@@ -42,7 +45,7 @@ from components.experiment.arm import arm_sums
 from components.experiment.evidence import GateEvidence, TrustSummary
 from components.experiment.gate import GateConfig, Outcome, decide, decide_offline
 from components.experiment.guardrails import Metric, session_metrics
-from components.experiment.plan import AbDesign, Baseline, plan_ab
+from components.experiment.plan import AbDesign, AbPlan, Baseline, plan_ab
 from components.experiment.sequential import confidence_sequence
 from components.interactions.batching import Requests, SessionBatch
 from components.interactions.contract import RatioAssumption
@@ -58,10 +61,12 @@ N_COMPARISONS, N_CHALLENGERS = 500, 5
 #: Users of a log, and of the populations that logs and A/Bs are drawn from.
 LOG_USERS, POPULATION_SESSIONS = 6_000, 40_000
 DAYS = 14
-#: Click logits that the world model of an exploit adds to items, and how many of them.
-OVERRATED, N_OVERRATED = 2.0, 24
+#: Click logits that the world model of an exploit adds to items, and to how many.
+OVERRATED, N_OVERRATED = {"exploit_1": 1.0, "exploit_1.5": 1.5, "exploit": 2.0}, 24
 #: Spread in nats of an equal challenger's random likings, and by how much an exploit prefers overrated items.
 LIKING, EXPLOIT_BONUS = 0.5, 1.0
+#: Seeds of the challengers' and the logging policy's sessions in A/Bs.
+OWN, LOGGING = 3, 4
 NAME, CHAMPION = "challenger", "logging policy"
 
 
@@ -106,7 +111,7 @@ def measure(context: Context) -> dict[str, Figure]:
         "equal": world.equal,
         "worse": partial(world.valued, gain=-0.2),
         "better": partial(world.valued, gain=0.2),
-        "exploit": world.exploit,
+        **{kind: partial(world.exploit, overrated=overrated) for kind, overrated in OVERRATED.items()},
     }
     counts: dict[str, float] = defaultdict(float)
     for kind, make in kinds.items():
@@ -114,10 +119,11 @@ def measure(context: Context) -> dict[str, Figure]:
             part = context.keep(
                 f"{kind}-{number}", partial(world.judge, make, kind, number, n_comparisons // n_challengers)
             )
+            counts[f"{kind}.challengers"] += 1
             for key, value in part.items():
                 counts[f"{kind}.{key}"] += value
     peeking = context.keep("peeking", partial(world.peek, n_comparisons))
-    return _figures(counts, peeking)
+    return _figures(counts, peeking, world.plan)
 
 
 class _World:
@@ -125,17 +131,17 @@ class _World:
 
     def __init__(self, pool: Pool) -> None:  # type: ignore[type-arg]
         self.pool = pool
-        self.generator = torch.Generator().manual_seed(77)
-        users = torch.randint(pool.n_users, (POPULATION_SESSIONS,), generator=self.generator)
+        users = torch.randint(pool.n_users, (POPULATION_SESSIONS,), generator=torch.Generator().manual_seed(77))
         self.users = users
         self.sessions = self._roll(pool.behavior, 1)
+        self.logging = self._roll(pool.behavior, LOGGING)
         self.log = RedrawnLog(self.sessions)
         rewards = self.sessions.rewards.double().sum((1, 2)).numpy()
         self.propensities = check_propensities(
             self.log.batches(1_024),
             batch_logits(pool.behavior),
             {"uniform policy": UniformPolicy(pool.environment.slate_size)},
-            self.generator,
+            torch.Generator().manual_seed(78),
             estimated=False,
         )
         self.baseline = _baseline(users.numpy(), rewards)
@@ -176,13 +182,17 @@ class _World:
 
         def missing(strength: float) -> float:
             policy.strength = strength
-            rewards = self._roll(policy, 2).rewards.double().sum((1, 2))
-            return float(rewards.mean()) / self.baseline.mean - 1.0 - gain
+            return self._gain(self._roll(policy, OWN)) - gain
 
         policy.strength = float(optimize.brentq(missing, *((0.0, 1.5) if gain > 0 else (-1.5, 0.0)), xtol=0.01))
         return policy, self.pool.members[number].user_model
 
-    def exploit(self, number: int) -> tuple[SlatePolicy, UserModel]:
+    def _gain(self, own: SessionBatch) -> float:
+        """Relative gain of a population of sessions over the logging policy's."""
+        earned, logging = (float(batch.rewards.double().sum((1, 2)).mean()) for batch in (own, self.logging))
+        return earned / logging - 1.0
+
+    def exploit(self, number: int, overrated: float) -> tuple[SlatePolicy, UserModel]:
         """A policy that likes what its world model overrates: items that truly earn no more than others."""
         member = self.pool.members[number]
         broken = copy.deepcopy(member.user_model)
@@ -191,7 +201,7 @@ class _World:
         items = 2 + torch.randperm(n_items - 2, generator=generator)[:N_OVERRATED]
         rows = broken.encoder.id_rows[items]
         with torch.no_grad():
-            broken.encoder.click_bias.weight[rows] += OVERRATED
+            broken.encoder.click_bias.weight[rows] += overrated
         policy = Altered(self._policy(number))
         policy.bonus[items] = EXPLOIT_BONUS
         return policy, broken
@@ -201,37 +211,40 @@ class _World:
     ) -> dict[str, float]:
         """Outcomes of the comparisons of one challenger."""
         policy, users = make(number)
-        population = self._population(policy, users)
-        generator = np.random.default_rng(5_000 + 97 * number + len(kind))
+        population = self._population(policy, users, self.logging if kind == "equal" else self._roll(policy, OWN))
+        generator = np.random.default_rng([5_000, number, *kind.encode()])
         counts: dict[str, float] = defaultdict(float)
-        counts["ess_share"] = population.ess_share
+        counts |= {"ess_share": population.ess_share, "gain": self._gain(population.own)}
         for _ in range(n_comparisons):
             evidence = self._evidence(population, generator)
             decision = decide(evidence, GateConfig())
+            small = _ab(population.own, population.logging, self.plan.fixed.users, generator)
+            bounds = small.bounds(GateConfig().ab_level)
+            counts["ab_at_fixed_size"] += bounds is not None and bounds.lower > 0
             reasons = {reason.check: reason for reason in decision.reasons}
             offline = decide_offline(evidence, GateConfig()).outcome is not Outcome.HOLD
             counts["n"] += 1
             counts["promoted"] += decision.outcome is Outcome.PROMOTE
             counts["released"] += decision.outcome is not Outcome.HOLD
             counts["offline"] += offline
-            counts["gain"] += reasons["gain"].passed
+            counts["offline_gain"] += reasons["gain"].passed
             counts["ab"] += reasons["A/B"].passed
-            counts["exploit"] += not reasons["exploit"].passed
+            counts["exploit"] += "lives off an error" in reasons["exploit"].text
             for check, reason in reasons.items():
                 counts[f"failed.{check}"] += not reason.passed
         return dict(counts)
 
-    def _population(self, policy: SlatePolicy, users: UserModel) -> Population:
+    def _population(self, policy: SlatePolicy, users: UserModel, own: SessionBatch) -> Population:
         judged = logged_requests(self.log, policy)
         logging = self.pool.behavior
-        slates = sample_slates(self.log, policy, users, self.pool.environment.reward, self.generator)
+        slates = sample_slates(self.log, policy, users, self.pool.environment.reward, torch.Generator().manual_seed(79))
         whole = one_request_ncis(judged.requests, policy=NAME, ratio=RatioAssumption.FULL_SLATE)
         probed = RedrawnLog(self.sessions.select(torch.arange(2_000)))
         return Population(
             log=judged.requests,
             slates=slates,
-            own=self._roll(policy, 3),
-            logging=self._roll(logging, 4),
+            own=own,
+            logging=self.logging,
             model_value=model_value(
                 users, self.pool.environment.reward, policy, probed, torch.Generator().manual_seed(1)
             ),
@@ -265,7 +278,7 @@ class _World:
         )
 
     def peek(self, n_comparisons: int) -> dict[str, float]:
-        """A/Bs of one policy with itself: how often a bound lies above 0, at the planned end and at daily looks."""
+        """Equal A/Bs looked at each day: how often a bound of the sequence, or of a test for one look, lies above 0."""
         level = GateConfig().ab_level
         rewards = self.sessions.rewards.double().sum((1, 2)).numpy()
         users = self.users.numpy()
@@ -287,9 +300,6 @@ class _World:
             assert sequence is not None
             naive = stats.norm.ppf(1 - level)
             counts["n"] += 1
-            ended = _ab(self.sessions, self.sessions, self.plan.together.users, generator)
-            bounds = ended.bounds(level)
-            counts["planned_end"] += bounds is not None and bounds.lower > 0
             counts["sequence"] += any(look.lower > 0 for look in sequence.looks)
             counts["naive"] += any(look.difference > naive * look.standard_error for look in sequence.looks)
         return dict(counts)
@@ -338,7 +348,7 @@ def _baseline(user: Int[np.ndarray, " S"], values: Float[np.ndarray, " S"]) -> B
     return Baseline(mean=mean.mean, standard_deviation=float(np.sqrt(mean.variance * mean.n_users)))
 
 
-def _figures(counts: dict[str, float], peeking: dict[str, float]) -> dict[str, Figure]:
+def _figures(counts: dict[str, float], peeking: dict[str, float], plan: AbPlan) -> dict[str, Figure]:
     def share(
         hits: float, n: float, what: str, target: str | None = None, holds: Callable[[float], bool] | None = None
     ) -> Figure:
@@ -353,26 +363,33 @@ def _figures(counts: dict[str, float], peeking: dict[str, float]) -> dict[str, F
         )
 
     def of(kind: str, key: str, target: str | None = None, holds: Callable[[float], bool] | None = None) -> Figure:
-        return share(counts[f"{kind}.{key}"], counts[f"{kind}.n"], "comparisons", target, holds)
+        what = f"comparisons of {counts[f'{kind}.challengers']:.0f} challengers"
+        return share(counts[f"{kind}.{key}"], counts[f"{kind}.n"], what, target, holds)
+
+    def mean(kind: str, key: str, unit: str) -> Figure:
+        return Figure(value=counts[f"{kind}.{key}"] / counts[f"{kind}.challengers"], unit=unit)
 
     return {
-        "equal.promoted": of("equal", "promoted", "at most 0.05", lambda value: value <= 0.05),
-        "equal.offline_gain_passed": of("equal", "gain", "designed 0.025, at most 0.05", lambda value: value <= 0.05),
-        "equal.ab_passed": of("equal", "ab"),
-        "one_policy_in_both_arms.ab_passed": share(
-            peeking["planned_end"],
-            peeking["n"],
-            "A/Bs at their planned end",
-            "designed 0.03, at most 0.05",
-            lambda value: value <= 0.05,
+        "plan.users_at_fixed_size": Figure(value=plan.fixed.users, unit="users that find +20 % with 80 % probability"),
+        "plan.users_with_guardrails": Figure(value=plan.together.users, unit="users of the A/Bs"),
+        "equal.offline_gain_passed": of(
+            "equal", "offline_gain", "designed 0.025, at most 0.05", lambda value: value <= 0.05
         ),
+        "equal.ab_passed": of("equal", "ab", "designed 0.03, at most 0.05", lambda value: value <= 0.05),
+        "equal.promoted": of("equal", "promoted"),
+        "worse.true_gain": mean("worse", "gain", "share, mean of the challengers"),
         "worse.promoted": of("worse", "promoted", "0", lambda value: value == 0),
         "worse.released_at_all": of("worse", "released", "0", lambda value: value == 0),
-        "better.promoted": of("better", "promoted", "at least 0.8", lambda value: value >= 0.8),
+        "better.true_gain": mean("better", "gain", "share, mean of the challengers"),
+        "better.ab_passed_at_fixed_size": of(
+            "better", "ab_at_fixed_size", "at least 0.8 (designed)", lambda value: value >= 0.8
+        ),
         "better.passed_offline": of("better", "offline"),
-        "better.ab_passed": of("better", "ab"),
+        "better.promoted": of("better", "promoted", "at least 0.8", lambda value: value >= 0.8),
         "better.held_as_exploit": of("better", "exploit"),
         "exploit.held_for_it": of("exploit", "exploit", "at least 0.99", lambda value: value >= 0.99),
+        "exploit_1.5.held_for_it": of("exploit_1.5", "exploit"),
+        "exploit_1.held_for_it": of("exploit_1", "exploit"),
         "exploit.promoted": of("exploit", "promoted", "0", lambda value: value == 0),
         "peeking.sequence_passed": share(
             peeking["sequence"], peeking["n"], "equal A/Bs", "at most 0.03", lambda value: value <= 0.03
