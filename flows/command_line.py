@@ -162,6 +162,7 @@ def validate_log(
     folder = out or log.parent / f"{log.resolve().name}-checks"
     if folder.exists() and any(folder.iterdir()):
         raise InputError(f"{folder}: is not empty; choose another --out")
+    made = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -170,7 +171,8 @@ def validate_log(
         checks = validate(opened, config.validation, folder, config.as_of)
     except InputError as error:
         if not any(folder.iterdir()):
-            folder.rmdir()
+            if made:
+                folder.rmdir()
             raise
         raise type(error)(f"{error}\nWhat was found is in {folder}") from None
     for result in checks.expectations:

@@ -222,8 +222,10 @@ def _ledger_notes(summary: LabelSummary) -> list[str]:
     """What to know before reading how right offline estimates were about A/Bs of a label, in sentences."""
     n, undecided = summary.n, summary.n_undecided
     notes = []
-    if n < FEW:
-        so_far = "no sound A/B" if n == 0 else "one A/B" if n == 1 else f"{n} A/Bs"
+    if n == 0:
+        notes.append("No sound A/B of this kind so far.")
+    elif n < FEW:
+        so_far = "one A/B" if n == 1 else f"{n} A/Bs"
         notes.append(f"Only {so_far} of this kind so far: too few to tell how right the estimates are.")
     if summary.label == "simulated in a world model":
         notes.append("The users were simulated by a learned model: weaker evidence, which counts for no other kind.")

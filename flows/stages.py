@@ -525,6 +525,8 @@ def _probe(
     """The policies that may serve, the logging policy, and the probes."""
     slate_size, n_requests = logging.slate_size, reader.log.manifest.n_requests
     sessions, reward = _probed_sessions(config, reader), reader.log.manifest.reward
+    if len(known_rewards(sessions)) == 0:
+        return ()
     items = item_rewards(stored.user_model, reward, sessions)
     policies: dict[str, SlatePolicy] = {
         challenger.description.name: challenger.policy,
@@ -536,6 +538,8 @@ def _probe(
     }
     if isinstance(challenger.policy, NeuralSlatePolicy):
         for strength in PROBED_STRENGTHS:
+            if strength == float(challenger.policy.strength):
+                continue
             tempered = copy.deepcopy(challenger.policy)
             tempered.strength.fill_(strength)
             policies[f"{challenger.description.name} at {strength:g}"] = tempered

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from components.environments.rollout import position_rewards
 from components.evaluation.doubly_robust import ModelRewards
-from components.interactions.batching import Sessions
+from components.interactions.batching import Requests, Sessions
 from components.interactions.contract import Reward
-from components.policies.slate_policy import SlatePolicy
+from components.policies.slate_policy import SessionState, SlateChoice, SlatePolicy
 from components.world_model.user_model import UserModel
 
 BATCH_SESSIONS = 1_024
@@ -36,6 +36,25 @@ class SampledSlates:
     def take(self, rows: Int[np.ndarray, " R"] | Bool[np.ndarray, " M"]) -> "SampledSlates":
         """Those of some requests."""
         return SampledSlates(self.model.take(rows), None if self.log_ratios is None else self.log_ratios[rows])
+
+
+def draw_like_logged(
+    policy: SlatePolicy,
+    state: SessionState,
+    requests: Requests,
+    logged: Int[Tensor, "M K"],
+    generator: torch.Generator,
+) -> SlateChoice:
+    """Slates of a policy, each as long as the one that was shown: a log's values are of slates of its own lengths.
+
+    The first positions of a Plackett-Luce slate are a Plackett-Luce slate of that length.
+    """
+    choice, shown = policy.act(state, requests, generator), logged > 0
+    return SlateChoice(
+        torch.where(shown, choice.slates, 0),
+        torch.where(shown, choice.places, -1),
+        torch.where(shown, choice.log_probs, 0.0),
+    )
 
 
 @torch.inference_mode()
@@ -71,7 +90,7 @@ def sample_slates(
         logged.append(expected(slates))
         values, log_ratios = [], []
         for _ in range(N_SAMPLES):
-            choice = target.act(state, requests, generator)
+            choice = draw_like_logged(target, state, requests, slates, generator)
             values.append(expected(choice.slates))
             if behavior is not None:
                 its = behavior.log_prob(behavior.states(batch).select(flat), requests, choice.slates)

@@ -55,6 +55,10 @@ SECOND_MOMENT = 1.5
 RANKED = 10
 #: Relative differences up to which log_probs count as right.
 LOGGED_TOLERANCE, ESTIMATED_TOLERANCE = 0.002, 0.1
+#: p-value below which log_probs are called wrong; a log of users too few to ever get there is not tested.
+FINDING_P_VALUE = 0.001
+#: Larger log weights are a finding already, and their powers would leave float64.
+LARGEST_LOG_WEIGHT = 200.0
 FITTED = "fitted logging policy"
 GROUPS = tuple(f"slates {2 * group + 1} and {2 * group + 2} of {RANKED}" for group in range(RANKED // 2))
 
@@ -139,13 +143,13 @@ def check_propensities(
     if collected is None:
         return None
     claimed = collected.claimed
-    weights = np.exp(collected.fitted - claimed)
+    weights = np.exp(np.minimum(collected.fitted - claimed, LARGEST_LOG_WEIGHT))
     expectations = []
     if not estimated:
         expectations.append(Expectation("mean weight", FITTED, 0.0, "all", 1.0, weights))
     for name, by_strength in collected.targets.items():
         strength = _near_enough(collected.second_moments[name])
-        near = np.exp(by_strength[strength] - claimed)
+        near = np.exp(np.minimum(by_strength[strength] - claimed, LARGEST_LOG_WEIGHT))
         expectations.append(Expectation("mean weight", name, STRENGTHS[strength], "all", 1.0, near))
     for group, name in enumerate(GROUPS):
         inside = weights * (collected.groups == group)
@@ -156,7 +160,9 @@ def check_propensities(
 def judge_expectations(
     expectations: list[Expectation], users: Int[np.ndarray, " M"], *, estimated: bool
 ) -> PropensityCheck | None:
-    """Test expectations on the same requests; None where they are of fewer than two users.
+    """Test expectations on the same requests; None where they are of too few users for any of them to fail.
+
+    The spread is that around the expectation, so no statistic of U users exceeds √U however wrong log_probs are.
 
     Args:
         expectations: at least one.
@@ -166,7 +172,7 @@ def judge_expectations(
     _, codes = np.unique(users, return_inverse=True)
     sizes = np.bincount(codes)
     n_users, n_requests = len(sizes), len(codes)
-    if n_users < 2:
+    if n_users < 2 or 2.0 * len(expectations) * stats.t.sf(np.sqrt(n_users), n_users - 1) >= FINDING_P_VALUE:
         return None
     tolerance = ESTIMATED_TOLERANCE if estimated else LOGGED_TOLERANCE
     deviations = np.array(

@@ -10,8 +10,8 @@ are not, so V varies as the mean of its influence on users (delta method, cluste
 
     ψ_u = Σ_t (A_ut − (A_t / B_t) B_ut) / B_t,    Var V = U / (U − 1) Σ_u ψ_u²
 
-and bounds are V ± t_ν √Var V. Where few users hold much of the weight, Var V is itself a poor guess, and Student's t has
-to know: ν = min(U − 1, 2U / (κ − 1)), with κ the kurtosis of the influences, matches the variance of Var V
+and bounds are V ± t_ν √Var V. Where few users hold much of the weight, Var V is itself a poor guess, and Student's t
+has to know: ν = min(U − 1, 2U / (κ − 1)), with κ the kurtosis of the influences, matches the variance of Var V
 (Satterthwaite 1946; normal influences have κ = 3 and ν = U − 1). The logged mean R / N = Σ_u R_u / Σ_u N_u has the same
 form, so the difference of two values has the difference of their influences, and its interval is paired by user.
 

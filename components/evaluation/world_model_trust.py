@@ -217,8 +217,8 @@ def compare_sessions(
                 quantity=quantity,
                 real=mean,
                 generated=float(made.mean()),
-                gap=(float(made.mean()) - mean) / mean,
-                standard_error=float(spread / mean),
+                gap=(float(made.mean()) - mean) / abs(mean),
+                standard_error=float(spread / abs(mean)),
             )
         )
     return tuple(compared)

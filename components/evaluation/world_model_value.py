@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from components.environments.rollout import position_rewards
+from components.evaluation.direct_method import draw_like_logged
 from components.interactions.batching import Sessions
 from components.interactions.contract import Reward
 from components.policies.slate_policy import SlatePolicy
@@ -57,7 +58,12 @@ def model_value(
     for batch in sessions.batches(BATCH_SESSIONS):
         known = batch.mask & batch.reward_known
         rows, flat = torch.nonzero(known)[:, 0], known.flatten()
-        choice = policy.act(policy.states(batch).select(flat), batch.requests().select(flat), generator)
+        state, requests, logged = (
+            policy.states(batch).select(flat),
+            batch.requests().select(flat),
+            batch.slates.flatten(0, 1)[flat],
+        )
+        choice = draw_like_logged(policy, state, requests, logged, generator)
         clicks, purchases = user_model.expected_responses(user_model.encoder.states(batch).select(flat), choice.slates)
         rewards.append(position_rewards(reward, clicks, purchases).double().sum(1))
         users.append(batch.users[rows])

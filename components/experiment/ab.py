@@ -157,7 +157,8 @@ def analyze_ab(
 
     Raises:
         InputError: arrays do not fit each other, rewards or metrics are not finite, a user is in both arms or has two
-            pasts, an arm has fewer than two users, or the planned share does not lie between 0 and 1.
+            pasts, the A/B was looked at early without a plan, an arm has fewer than two users, or the planned share
+            does not lie between 0 and 1.
     """
     if not (user.ndim == 1 and user.shape == rewards.shape == treated.shape):
         raise InputError(
@@ -178,6 +179,10 @@ def analyze_ab(
             raise InputError(f"A/B: {np.count_nonzero(~np.isfinite(values))} {name} are not finite; expected numbers")
     if day is not None and (day < 0).any():
         raise InputError(f"A/B: day {day.min()} lies before the first, which is 0")
+    if looked_early and planned_sessions is None:
+        raise InputError(
+            "A/B: planned_sessions is missing; bounds that hold at every look need a plan from before the A/B began"
+        )
     if not 0 < planned_share < 1:
         raise InputError(f"planned_share: {planned_share} does not lie between 0 and 1")
     users, firsts, codes = np.unique(user, return_index=True, return_inverse=True)

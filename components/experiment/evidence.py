@@ -61,6 +61,9 @@ class GateEvidence(BaseModel):
             "comparison.reference": (self.comparison and self.comparison.reference, self.champion_policy),
             "ab.treatment": (self.ab and self.ab.treatment, self.challenger),
         }
+        if self.champion_policy is not None:
+            # Guardrails and gain are relative to the control: it has to be what serves.
+            named["ab.control"] = (self.ab and self.ab.control, self.champion_policy)
         for record, (seen, expected) in named.items():
             if seen is not None and seen != expected:
                 raise ValueError(f"{record}: is about policy {seen!r}; expected {expected!r}")

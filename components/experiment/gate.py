@@ -37,7 +37,7 @@ from enum import StrEnum
 from pydantic import BaseModel, ConfigDict, Field
 
 from components.evaluation.policy_value import Estimand, NotIdentified, PolicyValue
-from components.evaluation.propensity_check import PropensityCheck
+from components.evaluation.propensity_check import FINDING_P_VALUE, PropensityCheck
 from components.evaluation.weights import default_cap, ess_floor
 from components.experiment.ab import AbResult
 from components.experiment.evidence import GateEvidence
@@ -98,8 +98,8 @@ class GateConfig(BaseModel):
     )
     guardrails: GuardrailMargins = GuardrailMargins()
     propensity_p_value: float = Field(
-        default=0.001,
-        ge=0.001,
+        default=FINDING_P_VALUE,
+        ge=FINDING_P_VALUE,
         le=0.5,
         description="Logging probabilities are wrong where the least likely of all tests of them falls below this.",
     )
@@ -378,8 +378,8 @@ def _ab(evidence: GateEvidence, config: GateConfig) -> Reason:
     lower = f"the lower bound at level {config.ab_level:.2g} is {bounds.lower:+.4g}"
     if bounds.lower <= 0:
         text = (
-            f"{seen} That is not conclusive: {lower}, and an A/B of this size finds a difference of "
-            f"{ab.minimum_detectable_effect:.4g} with 80 % probability."
+            f"{seen} That is not conclusive: {lower}. Analysed once, an A/B of this size finds a difference "
+            f"of {ab.minimum_detectable_effect:.4g} with 80 % probability."
         )
         return _reason("A/B", text, passed=False, otherwise=Outcome.CANARY)
     if ab.label == "simulated in a world model":

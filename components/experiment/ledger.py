@@ -75,8 +75,18 @@ class LedgerAb(BaseModel):
 
     @classmethod
     def of(cls, ab: AbResult) -> "LedgerAb":
-        """The part of a result that is kept."""
-        return cls.model_validate(ab.model_dump(include=set(cls.model_fields)))
+        """The part of a result that is kept; of one that could be acted upon early, the bounds that allow for that.
+
+        Raises:
+            InputError: such an A/B has no bounds that hold at every look.
+        """
+        kept = ab.model_dump(include=set(cls.model_fields))
+        if ab.looked_early:
+            bounds = ab.bounds((1 - ab.confidence) / 2)
+            if bounds is None:
+                raise InputError("A/B: it could be acted upon early and has no bounds that hold at every look")
+            kept |= {"lower": bounds.lower, "upper": bounds.upper}
+        return cls.model_validate(kept)
 
     @property
     def verdict(self) -> AbVerdict:

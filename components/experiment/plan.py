@@ -64,7 +64,7 @@ class AbDesign(BaseModel):
 
     relative_effect: float = Field(gt=0, description="Gain over the control's mean that should be found.")
     level: float = Field(default=0.03, gt=0, lt=0.5, description="How often equal policies pass: one-sided level.")
-    power: float = Field(default=0.8, gt=0, lt=1, description="How often such a gain is found.")
+    power: float = Field(default=0.8, ge=0.5, lt=1, description="How often such a gain is found.")
     treatment_share: float = Field(default=0.5, gt=0, lt=1, description="Share of users who see the challenger.")
     users_per_day: float = Field(gt=0, description="Users who come into the A/B each day.")
 

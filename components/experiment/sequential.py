@@ -136,7 +136,8 @@ def _look(day: int, treatment: ArmSums, control: ArmSums, planned_sessions: int,
 
 def _clock(contrast: Contrast) -> float:
     # Without any variance there is nothing to be uncertain of, and any clock will do.
-    design_effect = contrast.variance / contrast.session_variance if contrast.variance > 0 else 1.0
+    varies = min(contrast.variance, contrast.session_variance) > 0
+    design_effect = contrast.variance / contrast.session_variance if varies else 1.0
     return contrast.n_sessions * design_effect
 
 

@@ -35,14 +35,14 @@ from flows.settings import REPOSITORY
 from flows.stages import CROSS_CHECK, GATING, estimate
 
 BUDGET = Budget(full=90, quick=5)
-LOG_SESSIONS = {"storefront": 2_000, "mdp": 4_000}
+LOG_SESSIONS = {"storefront": 1_500, "mdp": 4_000}
 #: Parts of a log from whose estimates bias and error are read against its size.
 PARTS = (0.125, 0.25, 0.5, 1.0)
 #: Steps of a release, furthest first.
 STRENGTHS = tuple(np.round(np.geomspace(1.0, 0.05, 30), 3).tolist())
 #: ESS over the floor that the release is chosen for, and how far below it the stronger one lies.
-MARGIN, BELOW = 1.4, 0.3
-TRUTH_SESSIONS = {"storefront": 50_000, "mdp": 400_000}
+MARGIN, BELOW = 1.15, 0.3
+TRUTH_SESSIONS = {"storefront": 40_000, "mdp": 100_000}
 OPEN_BANDIT = REPOSITORY.parent / "shared" / "data" / "obd"
 CASCADE = "one-request NCIS, cascade"
 #: Estimators whose bias and error are drawn.
@@ -159,7 +159,7 @@ def _judge_member(pool: Pool, member: Member, number: int, n_logs: int) -> dict[
     for place, share in (("gating", MARGIN), ("below", BELOW)):
         _release(member, pool, probe, share)
         truths = _truths(pool, member, generator)
-        for _ in range(n_logs if place == "gating" else n_logs // 2):
+        for _ in range(n_logs if place == "gating" else n_logs // 4):
             log = redraw(pool, n_sessions, generator)
             for value, size in _estimates(pool, member, log, generator, with_model=place == "gating"):
                 truth = truths[value.estimand]

@@ -89,13 +89,30 @@ class Altered(EncodedPolicy):
 
 
 @dataclass(frozen=True)
+class Arm:
+    """What the sessions of one policy earned, ordered by user: what A/Bs are drawn from."""
+
+    user: Int[np.ndarray, " S"]
+    rewards: Float[np.ndarray, " S"]
+    metrics: dict[Metric, Float[np.ndarray, " S"]]
+
+    @classmethod
+    def of(cls, batch: SessionBatch) -> "Arm":
+        """The sessions of a batch."""
+        order = torch.argsort(batch.users, stable=True)
+        ordered = batch.select(order)
+        rewards = ordered.rewards.double().sum((1, 2)).numpy()
+        return cls(ordered.users.numpy(), rewards, dict(session_metrics(ordered)))
+
+
+@dataclass(frozen=True)
 class Population:
     """Sessions that comparisons are drawn from, and what the world model says of the challenger."""
 
     log: LoggedRequests
     slates: SampledSlates
-    own: SessionBatch
-    logging: SessionBatch
+    own: Arm
+    logging: Arm
     model_value: ModelValue
     support: SupportDistance
     ess_share: float
@@ -115,7 +132,8 @@ def measure(context: Context) -> dict[str, Figure]:
     }
     counts: dict[str, float] = defaultdict(float)
     for kind, make in kinds.items():
-        for number in range(n_challengers):
+        # Milder exploits are shown without a target: one challenger of each.
+        for number in range(1 if kind in OVERRATED and kind != "exploit" else n_challengers):
             part = context.keep(
                 f"{kind}-{number}", partial(world.judge, make, kind, number, n_comparisons // n_challengers)
             )
@@ -134,7 +152,7 @@ class _World:
         users = torch.randint(pool.n_users, (POPULATION_SESSIONS,), generator=torch.Generator().manual_seed(77))
         self.users = users
         self.sessions = self._roll(pool.behavior, 1)
-        self.logging = self._roll(pool.behavior, LOGGING)
+        self.logging = Arm.of(self._roll(pool.behavior, LOGGING))
         self.log = RedrawnLog(self.sessions)
         rewards = self.sessions.rewards.double().sum((1, 2)).numpy()
         self.propensities = check_propensities(
@@ -182,15 +200,14 @@ class _World:
 
         def missing(strength: float) -> float:
             policy.strength = strength
-            return self._gain(self._roll(policy, OWN)) - gain
+            return self._gain(Arm.of(self._roll(policy, OWN))) - gain
 
         policy.strength = float(optimize.brentq(missing, *((0.0, 1.5) if gain > 0 else (-1.5, 0.0)), xtol=0.01))
         return policy, self.pool.members[number].user_model
 
-    def _gain(self, own: SessionBatch) -> float:
+    def _gain(self, own: Arm) -> float:
         """Relative gain of a population of sessions over the logging policy's."""
-        earned, logging = (float(batch.rewards.double().sum((1, 2)).mean()) for batch in (own, self.logging))
-        return earned / logging - 1.0
+        return float(own.rewards.mean() / self.logging.rewards.mean()) - 1.0
 
     def exploit(self, number: int, overrated: float) -> tuple[SlatePolicy, UserModel]:
         """A policy that likes what its world model overrates: items that truly earn no more than others."""
@@ -211,7 +228,9 @@ class _World:
     ) -> dict[str, float]:
         """Outcomes of the comparisons of one challenger."""
         policy, users = make(number)
-        population = self._population(policy, users, self.logging if kind == "equal" else self._roll(policy, OWN))
+        population = self._population(
+            policy, users, self.logging if kind == "equal" else Arm.of(self._roll(policy, OWN))
+        )
         generator = np.random.default_rng([5_000, number, *kind.encode()])
         counts: dict[str, float] = defaultdict(float)
         counts |= {"ess_share": population.ess_share, "gain": self._gain(population.own)}
@@ -234,15 +253,16 @@ class _World:
                 counts[f"failed.{check}"] += not reason.passed
         return dict(counts)
 
-    def _population(self, policy: SlatePolicy, users: UserModel, own: SessionBatch) -> Population:
+    def _population(self, policy: SlatePolicy, users: UserModel, own: Arm) -> Population:
         judged = logged_requests(self.log, policy)
         logging = self.pool.behavior
         slates = sample_slates(self.log, policy, users, self.pool.environment.reward, torch.Generator().manual_seed(79))
         whole = one_request_ncis(judged.requests, policy=NAME, ratio=RatioAssumption.FULL_SLATE)
+        order = np.argsort(judged.requests.user, kind="stable")
         probed = RedrawnLog(self.sessions.select(torch.arange(2_000)))
         return Population(
-            log=judged.requests,
-            slates=slates,
+            log=judged.requests.take(order),
+            slates=slates.take(order),
             own=own,
             logging=self.logging,
             model_value=model_value(
@@ -253,7 +273,7 @@ class _World:
         )
 
     def _evidence(self, population: Population, generator: np.random.Generator) -> GateEvidence:
-        drawn = _draw_users(population.log.user, LOG_USERS, generator)
+        drawn = draw_users(population.log.user, LOG_USERS, generator)
         log = replace(population.log.take(drawn.rows), user=drawn.users)
         about = About(policy=NAME, ratio=RatioAssumption.FULL_SLATE)
         offline = one_request_ncis(log, **about)
@@ -280,13 +300,12 @@ class _World:
     def peek(self, n_comparisons: int) -> dict[str, float]:
         """Equal A/Bs looked at each day: how often a bound of the sequence, or of a test for one look, lies above 0."""
         level = GateConfig().ab_level
-        rewards = self.sessions.rewards.double().sum((1, 2)).numpy()
-        users = self.users.numpy()
+        rewards, users = self.logging.rewards, self.logging.user
         generator = np.random.default_rng(31)
         n_users = self.plan.sequential.users
         counts: dict[str, float] = defaultdict(float)
         for _ in range(n_comparisons):
-            drawn = _draw_users(users, n_users, generator)
+            drawn = draw_users(users, n_users, generator)
             treated = (drawn.users % 2).astype(bool)
             day = generator.integers(0, DAYS, size=len(drawn.rows))
             sequence = confidence_sequence(
@@ -306,40 +325,40 @@ class _World:
 
 
 @dataclass(frozen=True)
-class _Drawn:
+class Drawn:
+    """Rows of users who were drawn with replacement."""
+
     rows: Int[np.ndarray, " R"]
     users: Int[np.ndarray, " R"]
     """Users anew: one who is drawn twice is two."""
 
 
-def _draw_users(user: Int[np.ndarray, " M"], n_users: int, generator: np.random.Generator) -> _Drawn:
-    """All rows of users drawn with replacement."""
-    order = np.argsort(user, kind="stable")
-    _, starts, lengths = np.unique(user[order], return_index=True, return_counts=True)
+def draw_users(user: Int[np.ndarray, " M"], n_users: int, generator: np.random.Generator) -> Drawn:
+    """All rows of users drawn with replacement; rows of a user stand together."""
+    starts = np.flatnonzero(np.diff(user, prepend=user[0] - 1))
+    lengths = np.diff(starts, append=len(user))
     chosen = generator.integers(len(starts), size=n_users)
     counts = lengths[chosen]
     within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-    return _Drawn(order[np.repeat(starts[chosen], counts) + within], np.repeat(np.arange(n_users), counts))
+    return Drawn(np.repeat(starts[chosen], counts) + within, np.repeat(np.arange(n_users), counts))
 
 
-def _ab(own: SessionBatch, logging: SessionBatch, n_users: int, generator: np.random.Generator) -> AbResult:
+def _ab(own: Arm, logging: Arm, n_users: int, generator: np.random.Generator) -> AbResult:
     """An A/B of the planned size, its users drawn from both arms' populations."""
-    arms = []
-    for number, batch in enumerate((logging, own)):
-        drawn = _draw_users(batch.users.numpy(), n_users // 2, generator)
-        metrics = {metric: values[drawn.rows] for metric, values in session_metrics(batch).items()}
-        rewards = batch.rewards.double().sum((1, 2)).numpy()[drawn.rows]
-        arms.append((2 * drawn.users + number, rewards, np.full(len(rewards), bool(number)), metrics))
-    (user_0, rewards_0, treated_0, metrics_0), (user_1, rewards_1, treated_1, metrics_1) = arms
+    control, treatment = (draw_users(arm.user, n_users // 2, generator) for arm in (logging, own))
+
+    def both(of_control: Float[np.ndarray, " S"], of_treatment: Float[np.ndarray, " S"]) -> Float[np.ndarray, " R"]:
+        return np.concatenate([of_control[control.rows], of_treatment[treatment.rows]])
+
     return analyze_ab(
-        np.concatenate([user_0, user_1]),
-        np.concatenate([rewards_0, rewards_1]),
-        np.concatenate([treated_0, treated_1]),
+        np.concatenate([2 * control.users, 2 * treatment.users + 1]),
+        both(logging.rewards, own.rewards),
+        np.repeat([False, True], [len(control.rows), len(treatment.rows)]),
         label="live",
         treatment=NAME,
         control=CHAMPION,
         planned_share=0.5,
-        metrics={metric: np.concatenate([metrics_0[metric], metrics_1[metric]]) for metric in Metric},
+        metrics={metric: both(logging.metrics[metric], own.metrics[metric]) for metric in Metric},
     )
 
 

@@ -179,3 +179,16 @@ def test_requests_of_one_user_count_as_one_observation() -> None:
 def test_holm_multiplies_by_how_many_are_left_and_keeps_the_order() -> None:
     assert holm(np.array([0.04, 0.01, 0.03])) == pytest.approx([0.06, 0.03, 0.06])
     assert holm(np.array([0.6, 0.9])) == pytest.approx([1.0, 1.0])
+
+
+def test_users_too_few_to_ever_show_a_mistake_are_not_tested() -> None:
+    # The statistic of U users is at most √U: 12 users never reach 0.001, and calling their log sound would be hope.
+    def judged(n_users: int) -> object:
+        users = np.arange(n_users)
+        wrong = Expectation("mean weight", "any", 0.0, "all", 1.0, np.full(n_users, 20.0))
+        return judge_expectations([wrong], users, estimated=False)
+
+    assert judged(12) is None
+    tested = judged(40)
+    assert tested is not None
+    assert tested.tests[0].p_value < 0.001  # type: ignore[attr-defined]

@@ -131,3 +131,13 @@ def test_an_empty_salt_and_an_impossible_share_are_refused():
         assign_arm(IDS, salt="", share=0.5)
     with pytest.raises(InputError, match=r"share: 1.5"):
         assign_arm(IDS, salt="a", share=1.5)
+
+
+def test_an_ab_looked_at_early_needs_a_plan_from_before_it_began():
+    user = np.arange(400)
+    rewards = np.random.default_rng(0).normal(size=400)
+    names = {"label": "live", "treatment": "new", "control": "old", "planned_share": 0.5}
+    arguments = {"day": user // 100, "looked_early": True, **names}
+    with pytest.raises(InputError, match="planned_sessions is missing"):
+        analyze_ab(user, rewards, user % 2 == 0, **arguments)
+    assert analyze_ab(user, rewards, user % 2 == 0, planned_sessions=1_000, **arguments).sequence is not None

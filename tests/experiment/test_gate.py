@@ -314,6 +314,7 @@ def test_no_setting_makes_the_gate_milder(setting):
         {"ab": ab(treatment="other")},
         {"champion_policy": "old", "champion": value(policy="other")},
         {"champion_policy": "old", "comparison": difference(reference="other")},
+        {"champion_policy": "old", "ab": ab(control="other")},
         {"cross_check": value(policy="other")},
         {"comparison": difference()},
         {"ab_started": False},

@@ -16,7 +16,7 @@ from components.interactions.vocabulary import Vocabulary
 from components.policies.slate_policy import UniformPolicy
 from flows.benchmarks import Document, Figure, names, table
 from flows.benchmarks.coverage import RedrawnLog
-from flows.benchmarks.gate import _draw_users
+from flows.benchmarks.gate import draw_users
 from flows.benchmarks.sessions import mean_figure, mixture_parts, tune_weights
 from flows.benchmarks.speed import PublishedLayout, _write_table, normalized_bootstrap
 from flows.benchmarks.trivago import Clickouts, _fit_logit, _losses
@@ -130,9 +130,9 @@ def test_what_benchmarks_share_is_no_benchmark() -> None:
 
 
 def test_users_are_drawn_with_all_their_sessions_and_count_anew_each_time() -> None:
-    user = np.array([7, 3, 7, 5, 3, 7])
+    user = np.array([3, 3, 5, 7, 7, 7])
 
-    drawn = _draw_users(user, 200, np.random.default_rng(0))
+    drawn = draw_users(user, 200, np.random.default_rng(0))
 
     for number in range(200):
         rows = drawn.rows[drawn.users == number]

@@ -502,7 +502,7 @@ def test_what_stands_against_a_decision_comes_before_what_passed(tmp_path: Path)
 def test_the_ab_stands_with_its_bound_its_guardrails_and_its_looks(tmp_path: Path) -> None:
     page = written(IDENTIFIED, tmp_path)
     text = Reader(page).text
-    assert "The gate reads the lower bound at its level 3 %, which is +0.0634" in text
+    assert "The gate's lower bound is +0.0634, at level 3 %: so often would a policy that equals “cem” pass" in text
     assert "its looks decide nothing" in text
     assert "the variance of the difference is 0.913 times what it would be without" in text
     assert "✓ within requests of a session 3.940 3.880 +1.5 % −1.1 % −5 %" in _spaced(page)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from components.environments.storefront import BehaviorPolicy, Storefront
-from components.evaluation.direct_method import sample_slates
+from components.evaluation.direct_method import draw_like_logged, sample_slates
 from components.evaluation.logged_policy import logged_requests
 from components.interactions.batching import SessionReader
 from components.interactions.contract import Reward
@@ -43,3 +43,14 @@ def test_rows_are_in_the_order_of_the_logged_requests(storefront_log: Log, store
     np.testing.assert_allclose(
         judged.requests.positions.behavior_log_probs.sum(1), judged.requests.behavior_log_probs, atol=1e-4
     )
+
+
+def test_drawn_slates_are_as_long_as_the_logged_ones(storefront: Storefront) -> None:
+    requests = storefront.observe(storefront.reset(torch.arange(2), torch.Generator().manual_seed(0)))
+    policy = BehaviorPolicy(storefront)
+    logged = torch.tensor([[5, 9, 0, 0], [3, 4, 8, 7]])
+    drawn = draw_like_logged(policy, policy.start(requests), requests, logged, torch.Generator().manual_seed(1))
+    assert torch.equal(drawn.slates > 0, logged > 0)
+    # The log_prob of what is left is that of the shorter slate.
+    again = policy.log_prob(policy.start(requests), requests, drawn.slates)
+    torch.testing.assert_close(again, drawn.log_probs)
