@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from components.errors import InputError
 from flows.config import LoopConfig
-from flows.lineage import code_digest, digest_of, git_commit, lock_digest
+from flows.lineage import LIBRARY, code_digest, digest_of, git_commit, lock_digest
 from flows.settings import REPOSITORY, PlatformSettings
 
 RESULTS = REPOSITORY / "docs" / "results.md"
@@ -78,7 +78,7 @@ def names() -> list[str]:
 
 
 def run(name: str, *, quick: bool, seeds: int | None, path: Path | None) -> Document:
-    """Run one benchmark and put its table into docs/results.md, unless it ran quick.
+    """Run one benchmark and put its table into docs/results.md, unless it ran quick or with fewer seeds.
 
     Raises:
         InputError: there is no such benchmark, or the data that it reads are missing.
@@ -90,8 +90,8 @@ def run(name: str, *, quick: bool, seeds: int | None, path: Path | None) -> Docu
     torch.set_num_threads(LoopConfig().threads)
     lineage = {"code": code_digest(), "lock": lock_digest(), "commit": git_commit()}
     home = PlatformSettings().home / "benchmarks"
-    kept = home / name / digest_of(code_digest(), str(quick), str(path))[:16]
-    shared = home / "shared" / digest_of(code_digest(), str(quick))[:16]
+    kept = home / name / digest_of(code_digest((*LIBRARY, "flows/benchmarks")), str(quick), str(path))[:16]
+    shared = home / "shared" / digest_of(code_digest((*LIBRARY, "flows/benchmarks/_pool.py")), str(quick))[:16]
     for folder in (kept, shared):
         folder.mkdir(parents=True, exist_ok=True)
     figures = module.measure(Context(quick, seeds, path, kept, shared))
@@ -102,7 +102,7 @@ def run(name: str, *, quick: bool, seeds: int | None, path: Path | None) -> Docu
         budget=f"{minutes} CPU-minutes" + (", quick" if quick else ""),
         lineage=lineage,
     )
-    if not quick:
+    if not quick and seeds is None:
         _write_table(document)
     return document
 

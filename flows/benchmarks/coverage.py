@@ -86,7 +86,7 @@ def measure(context: Context) -> dict[str, Figure]:
             for key, value in part.items():
                 total[key] += value
         figures |= _figures(name, total)
-        if not context.quick:
+        if not context.quick and context.seeds is None:
             drawn = bias_and_error(_curves(name, total), title=name)
             (REPOSITORY / "docs" / f"coverage-{name}.svg").write_text(drawn.file)
     return figures | open_bandit(context.path or OPEN_BANDIT)
