@@ -14,10 +14,10 @@ import numpy as np
 from jaxtyping import Float
 
 from components.evaluation.logged_requests import LoggedRequests, WholeSessions
+from components.evaluation.ncis import one_request_sums
 from components.evaluation.policy_value import About, Estimand, PolicyValue
 from components.evaluation.ratio_sums import Column, RatioSums, sum_by_user, value_from_sums
 from components.evaluation.weights import capped_log_weights, default_cap
-from components.interactions.contract import RatioAssumption
 
 
 def importance_sampling(log: LoggedRequests, *, cap: float | None = None, **about: Unpack[About]) -> PolicyValue:
@@ -27,26 +27,8 @@ def importance_sampling(log: LoggedRequests, *, cap: float | None = None, **abou
         InputError: the cap is not above 0, or the ratio is `cascade` and the log has no positions.
     """
     cap = default_cap(len(log.rewards)) if cap is None else cap
-    return value_from_sums(importance_sums(log, cap, about["ratio"]), "IS", Estimand.ONE_REQUEST, **about)
-
-
-def importance_sums(log: LoggedRequests, cap: float, ratio: RatioAssumption = RatioAssumption.FULL_SLATE) -> RatioSums:
-    """Sums per user of one shard of a log."""
-    ones = np.ones(len(log.rewards))
-    columns, capped = [], np.zeros(len(log.rewards), dtype=bool)
-    for rewards, log_ratios in log.columns(ratio):
-        log_weights = capped_log_weights(log_ratios, cap)
-        capped |= log_weights < log_ratios
-        columns.append(Column(np.exp(log_weights) * rewards, ones))
-    return sum_by_user(
-        log.user,
-        columns,
-        log_weights=log_weights,
-        rewards=log.rewards,
-        n_requests=len(log.rewards),
-        n_capped=int(np.count_nonzero(capped)),
-        cap=cap,
-    )
+    sums = one_request_sums(log, cap, about["ratio"], normalized=False)
+    return value_from_sums(sums, "IS", Estimand.ONE_REQUEST, **about)
 
 
 def session_importance_sampling(

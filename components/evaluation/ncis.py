@@ -44,8 +44,14 @@ def one_request_ncis(log: LoggedRequests, *, cap: float | None = None, **about: 
     return one_request_value(one_request_sums(log, cap, about["ratio"]), **about)
 
 
-def one_request_sums(log: LoggedRequests, cap: float, ratio: RatioAssumption = RatioAssumption.FULL_SLATE) -> RatioSums:
-    """Sums per user of one shard of a log; the cap is that of the whole log.
+def one_request_sums(
+    log: LoggedRequests,
+    cap: float,
+    ratio: RatioAssumption = RatioAssumption.FULL_SLATE,
+    *,
+    normalized: bool = True,
+) -> RatioSums:
+    """Sums per user of one shard of a log; the cap is that of the whole log. Not normalized, they are those of IS.
 
     Effective sample size and mean weight are those of whole slates: with the cascade, of the last position.
     """
@@ -53,9 +59,9 @@ def one_request_sums(log: LoggedRequests, cap: float, ratio: RatioAssumption = R
     for rewards, log_ratios in log.columns(ratio):
         log_weights = capped_log_weights(log_ratios, cap)
         capped |= log_weights < log_ratios
-        scale = float(log_weights.max())
+        scale = float(log_weights.max()) if normalized else 0.0
         weights = np.exp(log_weights - scale)
-        columns.append(Column(weights * rewards, weights, scale))
+        columns.append(Column(weights * rewards, weights if normalized else np.ones(len(weights)), scale))
     return sum_by_user(
         log.user,
         columns,

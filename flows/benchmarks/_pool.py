@@ -13,7 +13,7 @@ from typing import Generic
 import polars as pl
 import torch
 
-from components.agents.reinforce import ReinforceConfig, train_reinforce
+from components.agents.reinforce import train_reinforce
 from components.environments import storefront
 from components.environments.interface import Environment, State
 from components.environments.irecgan_mdp import IRecGanMdp, MdpState
@@ -28,6 +28,7 @@ from components.policies.tabular_policy import TabularSlatePolicy
 from components.world_model.user_model import UserModel
 from components.world_model.user_model_folder import load_user_model
 from flows import stages
+from flows.benchmarks.irecgan import TRAINING
 from flows.config import LoopConfig
 from flows.stage_store import Stage
 
@@ -108,19 +109,7 @@ def _runner(config: LoopConfig) -> Callable[..., None]:
 
 
 N_STATES, N_ITEMS, SLATE, MDP_STEPS, MDP_LOG_SESSIONS = 10, 20, 3, 200, 4_000
-MDP_TRAINING = ReinforceConfig(
-    iterations=60,
-    sessions=500,
-    max_steps=20,
-    gamma=0.5,
-    schedule="constant",
-    credit="slate",
-    learning_rate=0.1,
-    baseline_rate=0.01,
-    entropy=0.0,
-    pull=0.0,
-    logged_weight=0.0,
-)
+MDP_TRAINING = TRAINING.model_copy(update={"iterations": 60, "sessions": 500})
 
 
 def mdp_pool(folder: Path, n_members: int = N_MEMBERS) -> Pool[MdpState]:
