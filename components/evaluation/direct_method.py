@@ -38,6 +38,21 @@ class SampledSlates:
         return SampledSlates(self.model.take(rows), None if self.log_ratios is None else self.log_ratios[rows])
 
 
+def expected_rewards(
+    user_model: UserModel, reward: Reward, state: SessionState, slates: Int[Tensor, "M K"]
+) -> Float[Tensor, " M"]:
+    """q(s, a) of M slates that nobody has answered yet; exact.
+
+    Args:
+        user_model: of slates.
+        reward: of a request.
+        state: the user model's own, of each request.
+        slates: what is shown; 0 is padding.
+    """
+    clicks, purchases = user_model.expected_responses(state, slates)
+    return position_rewards(reward, clicks, purchases).double().sum(1)
+
+
 def draw_like_logged(
     policy: SlatePolicy,
     state: SessionState,
@@ -80,20 +95,16 @@ def sample_slates(
     for batch in sessions.batches(BATCH_SESSIONS):
         flat = batch.mask.flatten()
         requests, slates = batch.requests().select(flat), batch.slates.flatten(0, 1)[flat]
-        users_state = user_model.encoder.states(batch).select(flat)
+        users = user_model.encoder.states(batch).select(flat)
         state = target.states(batch).select(flat)
-
-        def expected(shown: Int[Tensor, "M K"]) -> Float[Tensor, " M"]:
-            clicks, purchases = user_model.expected_responses(users_state, shown)  # noqa: B023
-            return position_rewards(reward, clicks, purchases).double().sum(1)
-
-        logged.append(expected(slates))
+        behavior_state = None if behavior is None else behavior.states(batch).select(flat)
+        logged.append(expected_rewards(user_model, reward, users, slates))
         values, log_ratios = [], []
         for _ in range(N_SAMPLES):
             choice = draw_like_logged(target, state, requests, slates, generator)
-            values.append(expected(choice.slates))
-            if behavior is not None:
-                its = behavior.log_prob(behavior.states(batch).select(flat), requests, choice.slates)
+            values.append(expected_rewards(user_model, reward, users, choice.slates))
+            if behavior is not None and behavior_state is not None:
+                its = behavior.log_prob(behavior_state, requests, choice.slates)
                 log_ratios.append((choice.log_probs.double() - its.double()).sum(1))
         sampled.append(torch.stack(values, dim=1).mean(1))
         if behavior is not None:

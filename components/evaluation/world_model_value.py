@@ -16,8 +16,7 @@ from scipy import stats
 from torch import Tensor
 from torch.nn import functional
 
-from components.environments.rollout import position_rewards
-from components.evaluation.direct_method import draw_like_logged
+from components.evaluation.direct_method import draw_like_logged, expected_rewards
 from components.interactions.batching import Sessions
 from components.interactions.contract import Reward
 from components.policies.slate_policy import SlatePolicy
@@ -64,8 +63,8 @@ def model_value(
             batch.slates.flatten(0, 1)[flat],
         )
         choice = draw_like_logged(policy, state, requests, logged, generator)
-        clicks, purchases = user_model.expected_responses(user_model.encoder.states(batch).select(flat), choice.slates)
-        rewards.append(position_rewards(reward, clicks, purchases).double().sum(1))
+        users_state = user_model.encoder.states(batch).select(flat)
+        rewards.append(expected_rewards(user_model, reward, users_state, choice.slates))
         users.append(batch.users[rows])
     values, (found, codes) = torch.cat(rewards).numpy(), np.unique(torch.cat(users).numpy(), return_inverse=True)
     mean, n_users = float(values.mean()), len(found)
@@ -95,7 +94,6 @@ def item_rewards(user_model: UserModel, reward: Reward, sessions: Sessions) -> I
         rows, places = torch.nonzero(items > 0, as_tuple=True)
         offered = items[rows, places].long()
         alone = functional.pad(offered[:, None], (0, user_model.slate_size - 1))
-        clicks, purchases = user_model.expected_responses(state.select(rows), alone)
-        total.index_add_(0, offered, position_rewards(reward, clicks, purchases)[:, 0].double())
+        total.index_add_(0, offered, expected_rewards(user_model, reward, state.select(rows), alone))
         n.index_add_(0, offered, torch.ones(len(offered), dtype=torch.float64))
     return ItemRewards((total / n.clamp(min=1)).float(), n.float())
