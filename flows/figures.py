@@ -160,7 +160,7 @@ def cap_sensitivity(curve: CapSensitivity) -> Figure:
         if None not in lower:
             axes.fill_between(caps, lower, upper, color=_FAINT, alpha=0.55, linewidth=0)
         axes.plot(caps, [point.value for point in curve.points], "o-", color=_ACCENT, markersize=4, linewidth=1.2)
-        axes.set_xscale("log")
+        _log_axis(axes, [10.0**power for power in range(9) if caps[0] <= 10.0**power <= caps[-1]])
         axes.set(xlabel="cap on a request's weight", ylabel="reward per request")
         for cap, name in ((curve.usual_cap, "usual cap"), (curve.gating_cap, "gate's cap")):
             axes.axvline(cap, color=_QUIET, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
@@ -213,11 +213,11 @@ def bias_and_error(curves: Mapping[str, Sequence[ErrorPoint]], *, title: str) ->
             )
             right.plot(sizes, [point.root_mean_square for point in points], **style)
         for axes, label in ((left, "bias / true value"), (right, "root mean square error / true value")):
-            axes.set_xscale("log")
+            _log_axis(axes, sorted({point.n_sessions for points in curves.values() for point in points}))
             axes.set(xlabel="sessions of a log", ylabel=label)
             axes.axhline(0, color=_QUIET, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
         left.set_title(title, loc="left")
-        right.legend(frameon=False, fontsize=8.5)
+        right.legend(frameon=False, fontsize=8.5, loc="upper left", bbox_to_anchor=(1.0, 1.0))
         last = "; ".join(
             f"{name} bias {share(points[-1].bias, signed=True)}, error {share(points[-1].root_mean_square)}"
             for name, points in curves.items()
@@ -453,6 +453,15 @@ def confidence_sequence(ab: AbResult, sequence: ConfidenceSequence) -> Figure:
             f"{last.day} with {last.n_users:,} users, it was {number(last.difference, 3, signed=True)} "
             f"({interval(last.lower, last.upper, 3, signed=True)}).",
         )
+
+
+def _log_axis(axes: "Axes", ticks: Sequence[float]) -> None:
+    """A logarithmic x axis with plain numbers at the ticks: matplotlib's own labels are math, which stays unparsed."""
+    from matplotlib.ticker import NullLocator
+
+    axes.set_xscale("log")
+    axes.set_xticks(ticks, [number(tick) for tick in ticks])
+    axes.xaxis.set_minor_locator(NullLocator())
 
 
 def _interval(

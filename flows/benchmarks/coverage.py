@@ -225,14 +225,18 @@ def _estimates(
 
 
 def _figures(environment: str, total: dict[str, float]) -> dict[str, Figure]:
-    figures = {}
+    gating = (GATING, CROSS_CHECK, *([CASCADE] if environment == "storefront" else []))
+    figures = {
+        f"{environment}.coverage.{name}": Figure(
+            value=np.nan, unit="share of logs", target="0.95", holds=False, skipped="no log reached the ESS floor"
+        )
+        for name in gating
+    }
     for place, title in (("gating", "coverage"), ("below", "coverage_below_floor")):
         names = sorted({key.split(".")[1] for key in total if key.startswith(f"{place}.") and key.endswith(".hits")})
         for name in names:
             n, hits = round(total[f"{place}.{name}.n"]), round(total[f"{place}.{name}.hits"])
-            if n == 0:
-                continue
-            gates = place == "gating" and name in (GATING, CROSS_CHECK, CASCADE)
+            gates = place == "gating" and name in gating
             low, high = stats.binom.interval(0.95, n, 0.95)
             test = stats.binomtest(hits, n).proportion_ci(0.95)
             figures[f"{environment}.{title}.{name}"] = Figure(

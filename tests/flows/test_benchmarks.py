@@ -16,6 +16,7 @@ from components.interactions.vocabulary import Vocabulary
 from components.policies.slate_policy import UniformPolicy
 from flows.benchmarks import Document, Figure, names, table
 from flows.benchmarks.coverage import RedrawnLog
+from flows.benchmarks.coverage import _figures as coverage_figures
 from flows.benchmarks.gate import draw_users
 from flows.benchmarks.sessions import mean_figure, mixture_parts, tune_weights
 from flows.benchmarks.speed import PublishedLayout, _write_table, normalized_bootstrap
@@ -161,3 +162,20 @@ def test_errors_are_drawn_with_their_figures_in_words() -> None:
 
     assert "NCIS bias −1 %, error 7 %" in drawn.caption.replace("\N{NO-BREAK SPACE}", " ").replace("-", "−")
     assert drawn.file.startswith('<svg xmlns="http://www.w3.org/2000/svg"')
+    assert all(f">{size}</text>" in drawn.file for size in ("250", "2,000"))
+    assert "mathdefault" not in drawn.file
+
+
+def test_coverage_holds_within_the_binomial_interval_and_an_estimator_without_logs_is_missed() -> None:
+    counted = {"n": 1_000.0, "hits": 950.0, "ess": 6e5}
+    total = {f"gating.one-request NCIS.{key}": value for key, value in counted.items()}
+    total |= {f"below.IS.{key}": value for key, value in (counted | {"hits": 100.0}).items()}
+
+    figures = coverage_figures("mdp", total)
+    low = coverage_figures("mdp", total | {"gating.one-request NCIS.hits": 930.0})
+
+    assert figures["mdp.coverage.one-request NCIS"].holds is True
+    assert low["mdp.coverage.one-request NCIS"].holds is False
+    assert figures["mdp.coverage.DR"].holds is False
+    assert figures["mdp.coverage.DR"].skipped == "no log reached the ESS floor"
+    assert figures["mdp.coverage_below_floor.IS"].holds is None
