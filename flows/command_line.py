@@ -213,7 +213,8 @@ def evaluate_policy(
     if reason := not_identified(reader):
         estimates = [NotIdentified(policy=name, estimand=Estimand.ONE_REQUEST, reason=reason)]
     else:
-        estimates = [*estimate(logged_requests(reader, stored.policy), about_log(reader, name))]
+        about = about_log(reader, name)
+        estimates = [*estimate(logged_requests(reader, stored.policy, about["ratio"]), about)]
     if as_json:
         print(json.dumps([part.model_dump(mode="json") for part in estimates], indent=2))
     else:

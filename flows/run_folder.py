@@ -227,11 +227,12 @@ def reward_line(reward: Reward) -> str:
 
 
 def estimate_line(estimate: PolicyValue | NotIdentified) -> str:
-    """An estimate in one line: policy, estimator, estimand, value, interval, ESS, and if propensities were fitted."""
+    """An estimate in one line: what it is of, its ratio, value, interval, ESS, and if propensities were fitted."""
     if isinstance(estimate, NotIdentified):
         return f"{estimate.policy}: not identified. {estimate.reason}"
     bounds = "" if estimate.lower is None else f" ({estimate.lower:.4f} to {estimate.upper:.4f})"
     return (
-        f"{estimate.policy}, {estimate.estimator}, {estimate.estimand.value}: {estimate.value:.4f}{bounds}, "
+        f"{estimate.policy}, {estimate.estimator}, {estimate.estimand.value}, {estimate.ratio.value}: "
+        f"{estimate.value:.4f}{bounds}, "
         f"ESS {estimate.effective_sample_size:,.0f}{', propensities estimated' * estimate.propensities_estimated}"
     )

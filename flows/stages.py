@@ -54,6 +54,7 @@ from components.evaluation.logged_policy import (
     known_rewards,
     logged_requests,
     ranking_quality,
+    ratio_of,
 )
 from components.evaluation.ncis import fixed_cap_ncis, one_request_ncis
 from components.evaluation.point_ncis import point_ncis
@@ -283,10 +284,11 @@ def train_policy(config: LoopConfig, split: Path, world: Path, behavior: Path, o
     )
     release = Release(strength=1.0, validation_ess=None, required_ess=None)
     if has_log_probs:
-        n_validation, n_test = (open_log(split / name).manifest.n_requests for name in (VALIDATION, TEST))
+        test = _open_to_judge(open_log(split / TEST), stored.vocabulary, cross_fitted)
+        n_validation, n_test = validation.log.manifest.n_requests, test.log.manifest.n_requests
         floor = ess_floor(n_test, at_least=config.gate.ess_floor_requests, share=config.gate.ess_floor_share)
         required = min(1.0, config.evaluation.ess_margin * floor / n_test)
-        choice = choose_strength(policy, validation, required)
+        choice = choose_strength(policy, validation, required, ratio_of(validation, test))
         release = Release(
             strength=choice.strength,
             validation_ess=choice.ess_share * n_validation,
@@ -319,8 +321,7 @@ def reinforce_on(manifest: Manifest, config: ReinforceConfig) -> ReinforceConfig
     if manifest.evidence is EvidenceLevel.CLICKS:
         # There is no logging policy to stay close to, and no log that could judge what stays close.
         return config.model_copy(update={"pull": 0.0})
-    cascade = manifest.responses == "per_position" and manifest.ratio_assumption is RatioAssumption.CASCADE
-    if config.credit == "positions" and not cascade:
+    if config.credit == "positions" and not manifest.is_cascade:
         # Responses may depend on the positions below: they share the credit.
         return config.model_copy(update={"credit": "slate"})
     return config
@@ -379,15 +380,15 @@ def estimate_policies(
         reader = _open_to_judge(log, stored.description.vocabulary, cross_fitted)
         judged[name] = stored.policy
         if (reason := not_identified(reader)) is None:
-            requests = logged_requests(reader, stored.policy)
+            about = about_log(reader, name)
+            judged_requests = logged_requests(reader, stored.policy, about["ratio"])
+            requests = judged_requests.requests
             generator = torch.Generator().manual_seed(config.seed)
             slates = sample_slates(reader, stored.policy, users, log.manifest.reward, generator, logging)
-            about = about_log(reader, name)
-            made = estimate(requests, about, slates)
-            estimates.extend(made)
-            support.append(support_distance(made[0], stored.policy, logging, _probed_sessions(config, reader)))
+            estimates.extend(estimate(judged_requests, about, slates))
+            support.append(support_distance(name, requests, stored.policy, logging, _probed_sessions(config, reader)))
             if folder == policy:
-                caps = cap_sensitivity(requests.requests, **about)
+                caps = cap_sensitivity(requests, **about)
         else:
             estimates.append(NotIdentified(policy=name, estimand=Estimand.ONE_REQUEST, reason=reason))
         if log.manifest.responses == "choice":
@@ -438,6 +439,7 @@ def _check_propensities(
         batch_logits(behavior) if cross_fitted is None else cross_fitted.logits,
         targets,
         generator,
+        ratio=ratio_of(test),
         estimated=test.propensities_estimated,
     )
 
@@ -452,22 +454,25 @@ def not_identified(reader: SessionReader) -> str | None:
 
 def about_log(reader: SessionReader, name: str) -> About:
     """What estimates of a policy on a log are about."""
-    return About(policy=name, ratio=RatioAssumption.FULL_SLATE, propensities_estimated=reader.propensities_estimated)
+    return About(policy=name, ratio=ratio_of(reader), propensities_estimated=reader.propensities_estimated)
 
 
 def estimate(judged: JudgedRequests, about: About, slates: SampledSlates | None = None) -> list[PolicyValue]:
-    """The estimates that gate, NCIS and (where a world model's view of the slates is given) DR; then all others."""
-    requests = judged.requests
+    """The estimates that gate, NCIS and (where a world model's view of the slates is given) DR; then all others.
+
+    PointNCIS and estimates of sessions have no cascade: they say that they weigh whole slates.
+    """
+    requests, of_slates = judged.requests, about | {"ratio": RatioAssumption.FULL_SLATE}
     estimates = [one_request_ncis(requests, **about)]
     if slates is not None:
         known = slates.take(judged.known)
         estimates.append(doubly_robust(requests, known.model, **about))
         if known.log_ratios is not None:
-            estimates.append(point_ncis(requests, known.log_ratios, **about))
+            estimates.append(point_ncis(requests, known.log_ratios, **of_slates))
     estimates += [importance_sampling(requests, **about), fixed_cap_ncis(requests, **about)]
     if judged.in_whole_session.any():
         estimates += [
-            estimator(judged.whole_sessions, **about)
+            estimator(judged.whole_sessions, **of_slates)
             for estimator in (
                 session_ncis,
                 per_decision_importance_sampling,
@@ -554,7 +559,7 @@ def _probe(
                 logging=logging,
                 reader=reader,
                 sessions=sessions,
-                ratio=RatioAssumption.FULL_SLATE,
+                ratio=ratio_of(reader),
                 needed_ess=ess_floor(n_requests, config.gate.ess_floor_requests, config.gate.ess_floor_share),
                 seed=config.seed,
             )

@@ -85,20 +85,22 @@ class CrossFittedBehavior:
 
     def fill(self, table: SessionTable) -> SessionTable:
         """The same sessions with the estimated log_probs of their slates in place of the log's."""
-        log_probs = torch.full(table.rows.log_probs.shape, torch.nan, dtype=torch.float64)
+        position_log_probs = torch.full(table.rows.slates.shape, torch.nan, dtype=torch.float64)
         for chosen in table.lengths.argsort(stable=True).split(BATCH_SESSIONS):
             batch = table.batch(chosen)
             slates, candidates = batch.slates[batch.mask], batch.candidates[batch.mask]
             per_position = plackett_luce.log_prob(self.logits(batch), plackett_luce.places_of(slates, candidates))
             rows = table.starts[chosen][:, None] + torch.arange(batch.mask.shape[1])
-            log_probs[rows[batch.mask], 0] = per_position.double().sum(1)
-        return replace(table, rows=replace(table.rows, log_probs=log_probs))
+            position_log_probs[rows[batch.mask], 0] = per_position.double()
+        filled = replace(table.rows, log_probs=position_log_probs.sum(2), position_log_probs=position_log_probs)
+        return replace(table, rows=filled)
 
 
 class EstimatedReader(SessionReader):
     """A reader of a log whose slates' log_probs are a cross-fitted estimate. Whatever is made from it says so."""
 
     propensities_estimated = True
+    knows_position_log_probs = True
 
     def __init__(self, log: Log, vocabulary: Vocabulary, behavior: CrossFittedBehavior) -> None:
         super().__init__(log, vocabulary)

@@ -96,6 +96,7 @@ def continue_sessions(
             "events": point.requests.events,
             "slates": choice.slates,
             "log_probs": choice.log_probs.double().sum(1),
+            "position_log_probs": choice.log_probs.double(),
             "clicks": feedback.clicks,
             "purchases": feedback.purchases,
             "observed": shown,
@@ -174,11 +175,8 @@ def log_rows(
     def lists(values: Tensor, dtype: type[np.generic] | None = None) -> pl.Series:
         array = values.flatten(0, 1)[flat].numpy()
         array = names[array] if dtype is None else array.astype(dtype)
-        return (
-            pl.Series(array.reshape(-1))
-            .reshape((-1, array.shape[1]))
-            .cast(pl.List(pl.String if dtype is None else pl.Boolean))
-        )
+        elements = pl.Series(array.reshape(-1))
+        return elements.reshape((-1, array.shape[1])).cast(pl.List(elements.dtype))
 
     last = steps == (batch.lengths.numpy()[sessions] - 1)
     left = batch.left.flatten()[flat].numpy()
@@ -193,6 +191,7 @@ def log_rows(
             "candidates": lists(batch.candidates),
             "slate": lists(batch.slates),
             "slate_log_prob": batch.log_probs.flatten()[flat].numpy(),
+            "position_log_probs": lists(batch.position_log_probs, np.float64),
             "clicked": lists(batch.clicks, np.bool_),
             "purchased": lists(batch.purchases, np.bool_),
             "session_end": pl.Series(np.where(left, "left", np.where(last, "censored", ""))).replace("", None),

@@ -1,6 +1,6 @@
 """The direct method: what a world model expects of slates at logged states.
 
-    q(s, a) = Σ_k weight_click · P(click k | s, a) + weight_purchase · P(purchase k | s, a)
+    q(s, a) = Σ_k q_k(s, a),    q_k = weight_click · P(click k | s, a) + weight_purchase · P(purchase k | s, a)
     v(s)    = 1/S Σ_j q(s, a_j),    a_j ~ π(· | s)
 
 Both read the logged sessions: the user model with its encoder, the policy with its own.
@@ -40,8 +40,8 @@ class SampledSlates:
 
 def expected_rewards(
     user_model: UserModel, reward: Reward, state: SessionState, slates: Int[Tensor, "M K"]
-) -> Float[Tensor, " M"]:
-    """q(s, a) of M slates that nobody has answered yet; exact.
+) -> Float[Tensor, "M K"]:
+    """q_k(s, a) of each position of M slates that nobody has answered yet; exact.
 
     Args:
         user_model: of slates.
@@ -50,7 +50,7 @@ def expected_rewards(
         slates: what is shown; 0 is padding.
     """
     clicks, purchases = user_model.expected_responses(state, slates)
-    return position_rewards(reward, clicks, purchases).double().sum(1)
+    return position_rewards(reward, clicks, purchases).double()
 
 
 def draw_like_logged(
@@ -102,12 +102,13 @@ def sample_slates(
         values, log_ratios = [], []
         for _ in range(N_SAMPLES):
             choice = draw_like_logged(target, state, requests, slates, generator)
-            values.append(expected_rewards(user_model, reward, users, choice.slates))
+            values.append(expected_rewards(user_model, reward, users, choice.slates).sum(1))
             if behavior is not None and behavior_state is not None:
                 its = behavior.log_prob(behavior_state, requests, choice.slates)
                 log_ratios.append((choice.log_probs.double() - its.double()).sum(1))
         sampled.append(torch.stack(values, dim=1).mean(1))
         if behavior is not None:
             ratios.append(torch.stack(log_ratios, dim=1))
-    model = ModelRewards(torch.cat(logged).numpy(), torch.cat(sampled).numpy())
+    positions = torch.cat(logged).numpy()
+    model = ModelRewards(positions.sum(axis=1), torch.cat(sampled).numpy(), positions)
     return SampledSlates(model, torch.cat(ratios).numpy() if ratios else None)

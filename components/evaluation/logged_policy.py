@@ -8,9 +8,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from components.errors import InputError
 from components.evaluation.logged_requests import LoggedRequests, Positions
-from components.evaluation.weights import effective_sample_size
+from components.evaluation.ncis import one_request_ncis
 from components.interactions.batching import SessionBatch, SessionReader, Sessions
+from components.interactions.contract import RatioAssumption
 from components.policies.ranking_policy import NeuralSlatePolicy
 from components.policies.slate_policy import SlatePolicy
 from components.world_model.environment import WorldModel
@@ -19,12 +21,6 @@ from components.world_model.user_model import next_items
 BATCH_SESSIONS = 1_024
 #: Steps along the path from the logging policy (0) to the trained one (1), furthest first.
 STRENGTHS = tuple(step / 40 for step in range(40, 0, -1))
-
-
-@torch.inference_mode()
-def slate_log_probs(policy: SlatePolicy, sessions: Sessions) -> Float[np.ndarray, " M"]:
-    """log_prob of every logged slate under a policy, in the order of `logged_requests`."""
-    return torch.cat([_position_log_probs(policy, batch).sum(1) for batch in sessions.batches(BATCH_SESSIONS)]).numpy()
 
 
 @torch.inference_mode()
@@ -56,14 +52,29 @@ def known_rewards(sessions: Sessions) -> Float[np.ndarray, " M"]:
     return torch.cat([batch.rewards.double().sum(2)[batch.mask & batch.reward_known] for batch in batches]).numpy()
 
 
-def logged_requests(sessions: Sessions, target: SlatePolicy, behavior: SlatePolicy | None = None) -> JudgedRequests:
+def ratio_of(*readers: SessionReader) -> RatioAssumption:
+    """The ratio by which policies are judged on logs: the narrowest that is valid on all of them.
+
+    The cascade's, where each log declares that what a user does at a position depends on those above it alone, its
+    positions are answered one by one, and the log_prob of each is known at every request; else the whole slate's. The
+    one place that decides it: the release is chosen by the ratio that the gate will read.
+    """
+    cascade = all(reader.log.manifest.is_cascade and reader.knows_position_log_probs for reader in readers)
+    return RatioAssumption.CASCADE if cascade else RatioAssumption.FULL_SLATE
+
+
+def logged_requests(
+    sessions: Sessions, target: SlatePolicy, ratio: RatioAssumption = RatioAssumption.FULL_SLATE
+) -> JudgedRequests:
     """The requests of a log with both policies' log_probs.
 
     Args:
         sessions: the log; at least one of its rewards is known.
         target: the policy that is judged.
-        behavior: the policy that wrote the log, where it is at hand: it alone can say what each position's log_prob
-            was, which the cascade needs.
+        ratio: the one that estimates will use; for the cascade the positions are read too.
+
+    Raises:
+        InputError: the ratio is `cascade` and the log_probs of some request's positions are unknown.
     """
     columns: dict[str, list[Tensor]] = defaultdict(list)
     n_sessions = 0
@@ -72,10 +83,12 @@ def logged_requests(sessions: Sessions, target: SlatePolicy, behavior: SlatePoli
         rows, step = torch.nonzero(mask, as_tuple=True)
         rewards, target_log_probs = batch.rewards.double()[mask], _position_log_probs(target, batch)
         by_position = {}
-        if behavior is not None:
+        if ratio is RatioAssumption.CASCADE:
+            if batch.position_log_probs is None:
+                raise InputError("ratio: 'cascade' needs the log_prob of each position; this log has none")
             by_position = {
                 "rewards": rewards,
-                "behavior_log_probs": _position_log_probs(behavior, batch),
+                "behavior_log_probs": batch.position_log_probs[mask],
                 "target_log_probs": target_log_probs,
             }
         for name, values in {
@@ -94,7 +107,7 @@ def logged_requests(sessions: Sessions, target: SlatePolicy, behavior: SlatePoli
     arrays = {name: torch.cat(parts).numpy() for name, parts in columns.items()}
     known, in_whole_session = arrays.pop("known"), arrays.pop("whole")
     positions = None
-    if behavior is not None:
+    if ratio is RatioAssumption.CASCADE:
         positions = Positions(**{field.name: arrays.pop(f"positions.{field.name}") for field in fields(Positions)})
     requests = LoggedRequests(positions=positions, **arrays)
     return JudgedRequests(requests.take(known), in_whole_session[known], known)
@@ -144,21 +157,31 @@ class ReleaseChoice:
 
     strength: float
     ess_share: float
-    """Effective requests of the log as a share of its requests."""
+    """Effective requests of the log as a share of its requests with a known reward; 0 where it has none."""
 
 
-def choose_strength(policy: NeuralSlatePolicy, validation: SessionReader, required_share: float) -> ReleaseChoice:
+def choose_strength(
+    policy: NeuralSlatePolicy, validation: SessionReader, required_share: float, ratio: RatioAssumption
+) -> ReleaseChoice:
     """Set a policy's strength to the largest whose ESS share on a log reaches what is required; 0 where none does.
 
     Along π ∝ behavior^(1−α) · trained^α the ESS falls as α grows, so this is the pull toward the logging policy in its
-    last and exact form: what is released is what the log can still judge.
+    last and exact form: what is released is what the log can still judge. The ESS is that of one-request NCIS by this
+    ratio, as the gate reads it.
     """
-    behavior = torch.cat([batch.log_probs[batch.mask] for batch in validation.batches(BATCH_SESSIONS)]).numpy()
+
+    def ess_share() -> float:
+        requests = logged_requests(validation, policy, ratio).requests
+        estimate = one_request_ncis(requests, policy="release", ratio=ratio)
+        return estimate.effective_sample_size / estimate.n_requests
+
+    if len(known_rewards(validation)) == 0:
+        policy.strength.fill_(0.0)
+        return ReleaseChoice(0.0, 0.0)
     for strength in STRENGTHS:
         policy.strength.fill_(strength)
-        share = effective_sample_size(slate_log_probs(policy, validation) - behavior) / len(behavior)
+        share = ess_share()
         if share >= required_share:
             return ReleaseChoice(strength, share)
     policy.strength.fill_(0.0)
-    share = effective_sample_size(slate_log_probs(policy, validation) - behavior) / len(behavior)
-    return ReleaseChoice(0.0, share)
+    return ReleaseChoice(0.0, ess_share())

@@ -53,12 +53,13 @@ def one_request_sums(
 ) -> RatioSums:
     """Sums per user of one shard of a log; the cap is that of the whole log. Not normalized, they are those of IS.
 
-    Effective sample size and mean weight are those of whole slates: with the cascade, of the last position.
+    The mean weight is that of whole slates, the effective sample size that of all positions (`weights`).
     """
-    columns, capped = [], np.zeros(len(log.rewards), dtype=bool)
+    columns, positions, capped = [], [], np.zeros(len(log.rewards), dtype=bool)
     for rewards, log_ratios in log.columns(ratio):
         log_weights = capped_log_weights(log_ratios, cap)
         capped |= log_weights < log_ratios
+        positions.append((rewards, log_weights))
         scale = float(log_weights.max()) if normalized else 0.0
         weights = np.exp(log_weights - scale)
         columns.append(Column(weights * rewards, weights if normalized else np.ones(len(weights)), scale))
@@ -70,6 +71,7 @@ def one_request_sums(
         n_requests=len(log.rewards),
         n_capped=int(np.count_nonzero(capped)),
         cap=cap,
+        positions=positions,
     )
 
 

@@ -50,7 +50,9 @@ class PolicyValue(BaseModel):
     confidence: float = Field(
         gt=0, lt=1, description="How often intervals made this way hold the truth, where there are any."
     )
-    effective_sample_size: float = Field(ge=0, description="Kish's effective number of `n_units`.")
+    effective_sample_size: float = Field(
+        ge=0, description="Kish's effective number of `n_units`; with the cascade, that of its positions together."
+    )
     n_requests: int = Field(ge=1, description="Requests that the estimate is made from.")
     unknown_share: float = Field(
         default=0.0,

@@ -13,6 +13,9 @@ so each pair (π, f) is a test. One that fails shows that b is wrong. Two kinds 
   the mean: claims too low for likely slates and too high for unlikely ones. Where the claims are b̂ themselves, w = 1,
   and it is the plain histogram: do slates occur as often as their estimate says.
 
+Estimates by the cascade rest on what each position claims, given those above it. The slate down to any position is an
+ordered slate too, so its weights have mean 1 as well: that is asked of π = b̂ for each position but the last.
+
 Power and level hang on the tail of w. A sound log with a heavy tail usually misses its few huge weights, its mean lies
 below 1, and a symmetric interval around it leaves 1 out far too often. So policies are judged *near b̂*, at the furthest
 α of the geometric path
@@ -44,6 +47,7 @@ from scipy import stats
 from torch import Tensor
 
 from components.interactions.batching import SessionBatch
+from components.interactions.contract import RatioAssumption
 from components.policies import plackett_luce
 from components.policies.slate_policy import SlatePolicy
 
@@ -128,6 +132,7 @@ def check_propensities(
     targets: Mapping[str, SlatePolicy],
     generator: torch.Generator,
     *,
+    ratio: RatioAssumption = RatioAssumption.FULL_SLATE,
     estimated: bool = False,
 ) -> PropensityCheck | None:
     """Test the log_probs of sessions; None where fewer than two users leave nothing to test with.
@@ -137,9 +142,10 @@ def check_propensities(
         fitted: utilities of the fitted logging policy.
         targets: policies whose mean weight is asked, by name.
         generator: of the draws.
+        ratio: the one that estimates use; for the cascade the log_probs of positions are tested too.
         estimated: whether the log_probs are those of the fitted policy, not logged.
     """
-    collected = _collect(sessions, fitted, targets, generator)
+    collected = _collect(sessions, fitted, targets, generator, ratio)
     if collected is None:
         return None
     claimed = collected.claimed
@@ -147,6 +153,9 @@ def check_propensities(
     expectations = []
     if not estimated:
         expectations.append(Expectation("mean weight", FITTED, 0.0, "all", 1.0, weights))
+        for position, log_weights in enumerate(collected.prefixes.T, start=1):
+            above = np.exp(np.minimum(log_weights, LARGEST_LOG_WEIGHT))
+            expectations.append(Expectation("mean weight", FITTED, 0.0, f"down to position {position}", 1.0, above))
     for name, by_strength in collected.targets.items():
         strength = _near_enough(collected.second_moments[name])
         near = np.exp(np.minimum(by_strength[strength] - claimed, LARGEST_LOG_WEIGHT))
@@ -245,6 +254,8 @@ class _Collected:
     claimed: Float[np.ndarray, " M"]
     fitted: Float[np.ndarray, " M"]
     groups: Int[np.ndarray, " M"]
+    prefixes: Float[np.ndarray, "M J"]
+    """log(b̂ / b) of the slate down to each position but the last; J = 0 where positions are not tested."""
     targets: dict[str, Float[np.ndarray, "S M"]]
     """By strength."""
     second_moments: dict[str, Float[np.ndarray, "S M"]]
@@ -264,8 +275,9 @@ def _collect(
     fitted: BatchLogits,
     targets: Mapping[str, SlatePolicy],
     generator: torch.Generator,
+    ratio: RatioAssumption,
 ) -> _Collected | None:
-    columns: dict[str, list[Tensor]] = {"users": [], "claimed": [], "fitted": [], "groups": []}
+    columns: dict[str, list[Tensor]] = {"users": [], "claimed": [], "fitted": [], "groups": [], "prefixes": []}
     along: dict[str, list[Tensor]] = {name: [] for name in targets}
     moments: dict[str, list[Tensor]] = {name: [] for name in targets}
     for batch in sessions:
@@ -276,7 +288,12 @@ def _collect(
         requests, slates = batch.requests().select(flat), batch.slates[batch.mask]
         places = plackett_luce.places_of(slates, requests.candidates)[known]
         base = fitted(batch)[known]
-        per_slate = plackett_luce.log_prob(base, places).double().sum(1)
+        by_position = plackett_luce.log_prob(base, places).double()
+        per_slate = by_position.sum(1)
+        above = by_position[:, :0]
+        if ratio is RatioAssumption.CASCADE and batch.position_log_probs is not None:
+            above = (by_position - batch.position_log_probs[batch.mask][known]).cumsum(1)[:, :-1]
+        columns["prefixes"].append(above)
         columns["users"].append(batch.users[torch.nonzero(batch.mask)[:, 0]][known])
         columns["claimed"].append(batch.log_probs[batch.mask][known])
         columns["fitted"].append(per_slate)

@@ -28,6 +28,7 @@ from scipy import special
 
 from components.errors import InputError
 from components.evaluation.policy_value import Estimand, PolicyDifference, PolicyValue
+from components.evaluation.weights import EffectiveSize
 from components.interactions.contract import RatioAssumption
 
 #: Bootstrap counts held in memory at once.
@@ -46,10 +47,10 @@ class RatioSums:
     """B, divided by exp(log_scales)."""
     log_scales: Float[np.ndarray, " T"]
     weights: Float[np.ndarray, " U"]
-    """Σ w of the units' final weights, divided by exp(log_weight_scale): what diagnostics are made from."""
-    squared_weights: Float[np.ndarray, " U"]
-    """Σ w² of the same, divided by exp(2 · log_weight_scale)."""
+    """Σ w of the units' final weights, divided by exp(log_weight_scale): what the mean weight is made from."""
     log_weight_scale: float
+    effective: EffectiveSize
+    """Of the units' final weights; with the cascade, of each position's."""
     rewards: Float[np.ndarray, " U"]
     """Σ r."""
     units: Float[np.ndarray, " U"]
@@ -78,6 +79,7 @@ def sum_by_user(
     n_requests: int,
     n_capped: int,
     cap: float,
+    positions: Sequence[tuple[Float[np.ndarray, " N"], Float[np.ndarray, " N"]]] = (),
 ) -> RatioSums:
     """Sums per user over N units.
 
@@ -89,6 +91,7 @@ def sum_by_user(
         n_requests: that the units hold.
         n_capped: requests whose weight was cut to the cap.
         cap: of the weights.
+        positions: rewards and final log weights of each position, where they have weights of their own.
     """
     users, codes = np.unique(user, return_inverse=True)
     scale = float(log_weights.max())
@@ -103,8 +106,8 @@ def sum_by_user(
         denominators=np.column_stack([total(column.denominators) for column in columns]),
         log_scales=np.array([column.log_scale for column in columns]),
         weights=total(weights),
-        squared_weights=total(np.square(weights)),
         log_weight_scale=scale,
+        effective=EffectiveSize.of(positions or [(rewards, log_weights)]),
         rewards=total(rewards),
         units=np.bincount(codes).astype(np.float64),
         n_requests=n_requests,
@@ -126,7 +129,7 @@ def merge(first: RatioSums, second: RatioSums) -> RatioSums:
     first, second = _widen(first, n_columns), _widen(second, n_columns)
     log_scales = np.maximum(first.log_scales, second.log_scales)
     numerators, denominators = np.zeros((2, len(users), n_columns))
-    weights, squared_weights, rewards, units = np.zeros((4, len(users)))
+    weights, rewards, units = np.zeros((3, len(users)))
     log_weight_scale = max(first.log_weight_scale, second.log_weight_scale)
     for shard in (first, second):
         rows = np.searchsorted(users, shard.users)
@@ -135,7 +138,6 @@ def merge(first: RatioSums, second: RatioSums) -> RatioSums:
         denominators[rows] += shard.denominators * shrink
         shrink_weights = np.exp(shard.log_weight_scale - log_weight_scale)
         weights[rows] += shard.weights * shrink_weights
-        squared_weights[rows] += shard.squared_weights * shrink_weights**2
         rewards[rows] += shard.rewards
         units[rows] += shard.units
     return RatioSums(
@@ -144,8 +146,8 @@ def merge(first: RatioSums, second: RatioSums) -> RatioSums:
         denominators=denominators,
         log_scales=log_scales,
         weights=weights,
-        squared_weights=squared_weights,
         log_weight_scale=log_weight_scale,
+        effective=first.effective.merge(second.effective),
         rewards=rewards,
         units=units,
         n_requests=first.n_requests + second.n_requests,
@@ -227,7 +229,7 @@ def value_from_sums(
         lower=lower,
         upper=upper,
         confidence=confidence,
-        effective_sample_size=float(sums.weights.sum() ** 2 / sums.squared_weights.sum()),
+        effective_sample_size=sums.effective.value,
         n_requests=sums.n_requests,
         n_units=int(sums.units.sum()),
         n_users=len(sums.users),

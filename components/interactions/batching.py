@@ -5,6 +5,7 @@ Shape letters: B sessions, T requests of a session, M requests, N candidates, K 
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -64,6 +65,8 @@ class SessionBatch(TensorRecord):
     """The user left after this request."""
     leave_observed: Bool[Tensor, "B T"]
     """Whether staying or leaving after this request is known: false at a censored end."""
+    position_log_probs: Float64[Tensor, "B T K"] | None = None
+    """Of each position given those above it, 0 where nothing was shown; NaN where unknown, None where all are."""
 
     def requests(self) -> Requests:
         """What the policy saw, with B and T as separate dimensions joined: B·T rows."""
@@ -164,6 +167,14 @@ class SessionReader:
         self._candidates = log.candidate_table()
         self._kept: SessionTable | None = None
 
+    @cached_property
+    def knows_position_log_probs(self) -> bool:
+        """Whether the log_prob of each position is known at every request."""
+        if "position_log_probs" not in self.log.manifest.schema():
+            return False
+        known = pl.col("position_log_probs").is_not_null().all()
+        return bool(self.log.scan().select(known).collect(engine="streaming").item())
+
     def tables(self) -> Iterator[SessionTable]:
         """The parts in order."""
         yield from map(self._table, self.log.part_paths)
@@ -258,6 +269,9 @@ def read_sessions(
     # A hash, so that a user has the same code in every part of a log.
     users = (frame["user_id"].hash(0) // 2).cast(pl.Int64).to_numpy(writable=True)
     log_probs = frame["slate_log_prob"].fill_null(float("nan")).to_numpy()
+    position_log_probs = None
+    if "position_log_probs" in frame.columns and frame["position_log_probs"].null_count() < n_requests:
+        position_log_probs = _position_log_probs(frame["position_log_probs"], n_positions)
 
     def column(values: np.ndarray) -> Tensor:
         return torch.from_numpy(np.array(values[:, None]))
@@ -270,6 +284,7 @@ def read_sessions(
         events=column(_indices(events, MAX_EVENTS, vocabulary)[:, ::-1]),
         slates=column(slates),
         log_probs=column(log_probs),
+        position_log_probs=None if position_log_probs is None else column(position_log_probs),
         clicks=column(clicks),
         purchases=column(purchases * purchase_known),
         observed=column(click_known),
@@ -306,6 +321,14 @@ def _indices(lists: pl.Series, width: int, vocabulary: Vocabulary) -> Int[np.nda
     padded = np.full((len(lists), width), PADDING, dtype=np.int32)
     padded[rows[kept], positions[kept]] = vocabulary.indices(_elements(lists))[kept]
     return padded
+
+
+def _position_log_probs(lists: pl.Series, width: int) -> Float64[np.ndarray, "M width"]:
+    """Padded log_probs of M lists, 0 beyond their ends; NaN where a list is null."""
+    rows, positions, kept = _places(lists, width)
+    values = np.where(lists.is_null().to_numpy()[:, None], np.nan, np.zeros(width))
+    values[rows[kept], positions[kept]] = _elements(lists).to_numpy()[kept]
+    return values
 
 
 def _responses(lists: pl.Series, width: int) -> tuple[Float[np.ndarray, "M width"], Bool[np.ndarray, "M width"]]:

@@ -17,6 +17,7 @@ candidates_digest    string, nullable              or a key into the log's candi
 slate                list[string], nullable        items shown, in display order; null where a log has no slates
 action               list[float32], nullable       ranking weights or another continuous action
 slate_log_prob       float64, nullable             of the ordered slate under the logging policy (given the weights)
+position_log_probs   list[float64], nullable       of each position given those above it; they sum to slate_log_prob
 action_log_prob      float64, nullable             density of `action` under the logging policy
 exposed              list[bool], nullable          per position: was it in view
 clicked              list[bool], nullable          per position; null = unknown, false = observed and none
@@ -29,6 +30,8 @@ context              struct of features            present when the manifest nam
 policy               string                        version of the logging policy
 arm, experiment      string, nullable              where the logging policy stood
 ===================  ============================  =====================================================================
+
+Version 2 added `position_log_probs`. Logs of version 1 are read as they are: they lack it, which says what null does.
 """
 
 from enum import StrEnum
@@ -37,7 +40,11 @@ from typing import Annotated, Literal, Self
 import polars as pl
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-CONTRACT_VERSION = 1
+CONTRACT_VERSION = 2
+#: Versions that are read: each adds nullable columns to the one before, and a log keeps the one that it was written in.
+READ_VERSIONS = (1, CONTRACT_VERSION)
+#: How far position_log_probs may be from summing to slate_log_prob, in nats and as a share of it: sums of float32.
+SUM_TOLERANCE = 1e-4
 
 TIMESTAMP = pl.Datetime("us", "UTC")
 EVENTS = pl.List(pl.Struct({"type": pl.String, "item_id": pl.String}))
@@ -138,6 +145,11 @@ class Manifest(BaseModel):
             )
         return self
 
+    @property
+    def is_cascade(self) -> bool:
+        """Whether each position is answered on its own, and what is shown below it makes no difference."""
+        return self.responses == "per_position" and self.ratio_assumption is RatioAssumption.CASCADE
+
     def schema(self) -> pl.Schema:  # type: ignore[override]  # pydantic 1's deprecated name for model_json_schema
         """Columns of the log's rows and their types, in order."""
         columns: dict[str, pl.DataType] = {
@@ -153,6 +165,7 @@ class Manifest(BaseModel):
             "slate": pl.List(pl.String),
             "action": pl.List(pl.Float32),
             "slate_log_prob": pl.Float64(),
+            **({"position_log_probs": pl.List(pl.Float64)} if self.contract_version > 1 else {}),
             "action_log_prob": pl.Float64(),
             "exposed": pl.List(pl.Boolean),
             "clicked": pl.List(pl.Boolean),

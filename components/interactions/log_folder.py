@@ -17,7 +17,7 @@ import polars as pl
 from pydantic import ValidationError
 
 from components.errors import ContractError, InputError
-from components.interactions.contract import CANDIDATE_SCHEMA, CONTRACT_VERSION, ROW_ORDER, Manifest
+from components.interactions.contract import CANDIDATE_SCHEMA, READ_VERSIONS, ROW_ORDER, Manifest
 
 MANIFEST = "manifest.json"
 
@@ -71,9 +71,10 @@ def open_log(path: Path) -> Log:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "document"
         raise ContractError(f"{manifest_path}: {where}: {first['msg']} (seen: {first['input']!r:.120})") from None
-    if manifest.contract_version != CONTRACT_VERSION:
+    if manifest.contract_version not in READ_VERSIONS:
+        read = " and ".join(map(str, READ_VERSIONS))
         raise ContractError(
-            f"{manifest_path}: contract_version is {manifest.contract_version}; this program reads {CONTRACT_VERSION}"
+            f"{manifest_path}: contract_version is {manifest.contract_version}; this program reads {read}"
         )
     log = Log(path, manifest)
     if not log.part_paths:

@@ -10,7 +10,7 @@ from datetime import datetime, time
 
 import polars as pl
 
-from components.interactions.contract import ROW_ORDER, SESSION_ENDS, Evidence, Manifest
+from components.interactions.contract import ROW_ORDER, SESSION_ENDS, SUM_TOLERANCE, Evidence, Manifest
 from components.interactions.log_folder import Log
 
 #: The reason written beside rows that keep every rule but share their session with one that does not.
@@ -315,6 +315,8 @@ def _slate_rules(manifest: Manifest, lookups: Lookups) -> tuple[Rule, ...]:
             ~log_prob.is_finite() | (log_prob > 0),
         ),
     ]
+    if "position_log_probs" in manifest.schema():
+        rules.extend(_position_rules())
     if manifest.evidence is not Evidence.CLICKS:
         rules.append(
             Rule("slate_is_missing", "at least one item", ("slate",), slate.is_null() | (slate.list.len() == 0))
@@ -329,6 +331,27 @@ def _slate_rules(manifest: Manifest, lookups: Lookups) -> tuple[Rule, ...]:
             )
         )
     return tuple(rules)
+
+
+def _position_rules() -> tuple[Rule, ...]:
+    by_position, log_prob = pl.col("position_log_probs"), pl.col("slate_log_prob")
+    sound = (pl.element().is_finite() & (pl.element() <= 0)).fill_null(False)
+    gap = (by_position.list.sum() - log_prob).abs()
+    return (
+        Rule(
+            "position_log_probs_invalid",
+            "a finite position_log_prob, not above 0, for each item of the slate",
+            ("slate", "position_log_probs"),
+            (by_position.list.len() != pl.col("slate").list.len().fill_null(0))
+            | ~by_position.list.eval(sound).list.all(),
+        ),
+        Rule(
+            "position_log_probs_off_sum",
+            "position_log_probs that sum to the slate_log_prob",
+            ("slate_log_prob", "position_log_probs"),
+            gap.is_finite() & (gap > SUM_TOLERANCE * (1 + log_prob.abs())),
+        ),
+    )
 
 
 def _candidate_rules(manifest: Manifest, lookups: Lookups) -> tuple[Rule, ...]:

@@ -2,6 +2,7 @@
 
 Each member of the pool is released as far as the gate's ESS floor allows on logs of this size, judged on logs of its
 own, and counted where the log has the floor, as the gate does. A second, stronger release shows what happens below it.
+On the storefront, whose users read from the top, both are made and judged by the cascade's ratio too.
 """
 
 from bisect import bisect_left
@@ -9,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -22,7 +24,7 @@ from components.evaluation.direct_method import sample_slates
 from components.evaluation.logged_policy import JudgedRequests, known_rewards, logged_requests
 from components.evaluation.ncis import one_request_ncis
 from components.evaluation.policy_value import About, Estimand, PolicyValue
-from components.evaluation.weights import effective_sample_size, ess_floor
+from components.evaluation.weights import ess_floor
 from components.interactions.batching import SessionBatch, SessionReader
 from components.interactions.contract import RatioAssumption
 from components.interactions.importers import obd
@@ -44,7 +46,13 @@ STRENGTHS = tuple(np.round(np.geomspace(1.0, 0.05, 30), 3).tolist())
 MARGIN, BELOW = 1.15, 0.3
 TRUTH_SESSIONS = {"storefront": 40_000, "mdp": 100_000}
 OPEN_BANDIT = REPOSITORY.parent / "shared" / "data" / "obd"
-CASCADE = "one-request NCIS, cascade"
+#: The ratios that are valid in each environment.
+RATIOS = {
+    "storefront": (RatioAssumption.FULL_SLATE, RatioAssumption.CASCADE),
+    "mdp": (RatioAssumption.FULL_SLATE,),
+}
+#: What the names of estimates by the cascade's ratio end with.
+CASCADE = ", cascade"
 #: Estimators whose bias and error are drawn.
 DRAWN = (GATING, CROSS_CHECK, "IS", "NCIS with cap 10", "PointNCIS")
 
@@ -156,12 +164,13 @@ def _judge_member(pool: Pool, member: Member, number: int, n_logs: int) -> dict[
     n_sessions = LOG_SESSIONS[pool.name]
     sums: dict[str, float] = defaultdict(float)
     probe = redraw(pool, 5 * n_sessions, generator)
-    for place, share in (("gating", MARGIN), ("below", BELOW)):
-        _release(member, pool, probe, share)
+    releases = product(RATIOS[pool.name], (("gating", MARGIN), ("below", BELOW)))
+    for ratio, (place, share) in releases:
+        _release(member, pool, probe, share, ratio)
         truths = _truths(pool, member, generator)
         for _ in range(n_logs if place == "gating" else n_logs // 4):
             log = redraw(pool, n_sessions, generator)
-            for value, size in _estimates(pool, member, log, generator, with_model=place == "gating"):
+            for value, size in _estimates(pool, member, log, generator, ratio, with_model=place == "gating"):
                 truth = truths[value.estimand]
                 counted = place == "below" or value.effective_sample_size >= ess_floor(value.n_requests)
                 key = f"{place}.{value.estimator}"
@@ -177,14 +186,21 @@ def _judge_member(pool: Pool, member: Member, number: int, n_logs: int) -> dict[
     return dict(sums)
 
 
-def _release(member: Member, pool: Pool, probe: RedrawnLog, share: float) -> None:  # type: ignore[type-arg]
+def _release(
+    member: Member,
+    pool: Pool,  # type: ignore[type-arg]
+    probe: RedrawnLog,
+    share: float,
+    ratio: RatioAssumption,
+) -> None:
     """Set the strength to the largest whose expected ESS on a log is this share of the gate's floor."""
 
     def enough(strength: float) -> bool:
         member.set_strength(strength)
-        ratios = logged_requests(probe, member.policy).requests.log_ratios
-        n = len(ratios) * LOG_SESSIONS[pool.name] / len(probe.batch.users)
-        return effective_sample_size(ratios) / len(ratios) * n >= share * ess_floor(round(n))
+        requests = logged_requests(probe, member.policy, ratio).requests
+        value = one_request_ncis(requests, policy="member", ratio=ratio)
+        n = value.n_requests * LOG_SESSIONS[pool.name] / len(probe.batch.users)
+        return value.effective_sample_size / value.n_requests * n >= share * ess_floor(round(n))
 
     # ESS falls as the strength grows.
     found = bisect_left(STRENGTHS, True, key=enough)
@@ -205,27 +221,30 @@ def _estimates(
     member: Member,
     log: RedrawnLog,
     generator: torch.Generator,
+    ratio: RatioAssumption,
     *,
     with_model: bool,
 ) -> Iterator[tuple[PolicyValue, float]]:
-    """Every estimator on the log and on its first parts."""
-    whole = logged_requests(log, member.policy, pool.behavior)
+    """Every estimator on the log and on its first parts; by the cascade's ratio those that the gate reads."""
+    whole = logged_requests(log, member.policy, ratio)
     slates = None
     if with_model:
         slates = sample_slates(log, member.policy, member.user_model, pool.environment.reward, generator, pool.behavior)
-    about = About(policy="member", ratio=RatioAssumption.FULL_SLATE)
+    about = About(policy="member", ratio=ratio)
     for size in PARTS:
         rows = whole.requests.session < size * len(log.batch.users)
         judged = JudgedRequests(whole.requests.take(rows), whole.in_whole_session[rows], whole.known[rows])
         for value in estimate(judged, about, None if slates is None else slates.take(rows)):
-            yield value, size
-        if pool.name == "storefront":
-            cascade = one_request_ncis(judged.requests, policy="member", ratio=RatioAssumption.CASCADE)
-            yield cascade.model_copy(update={"estimator": CASCADE}), size
+            if ratio is RatioAssumption.FULL_SLATE:
+                yield value, size
+            elif value.estimator in (GATING, CROSS_CHECK):
+                yield value.model_copy(update={"estimator": value.estimator + CASCADE}), size
 
 
 def _figures(environment: str, total: dict[str, float]) -> dict[str, Figure]:
-    gating = (GATING, CROSS_CHECK, *([CASCADE] if environment == "storefront" else []))
+    gating = [GATING, CROSS_CHECK]
+    if RatioAssumption.CASCADE in RATIOS[environment]:
+        gating += [name + CASCADE for name in gating]
     figures = {
         f"{environment}.coverage.{name}": Figure(
             value=np.nan, unit="share of logs", target="0.95", holds=False, skipped="no log reached the ESS floor"

@@ -31,7 +31,7 @@ from components.environments.rollout import rollout
 from components.evaluation.direct_method import SampledSlates, sample_slates
 from components.evaluation.doubly_robust import doubly_robust
 from components.evaluation.exploit_probes import compare_values, judge_exploit
-from components.evaluation.logged_policy import logged_requests, slate_log_probs
+from components.evaluation.logged_policy import logged_requests
 from components.evaluation.logged_requests import LoggedRequests
 from components.evaluation.ncis import one_request_ncis
 from components.evaluation.policy_value import About
@@ -68,6 +68,8 @@ LIKING, EXPLOIT_BONUS = 0.5, 1.0
 #: Seeds of the challengers' and the logging policy's sessions in A/Bs.
 OWN, LOGGING = 3, 4
 NAME, CHAMPION = "challenger", "logging policy"
+#: Users of the shop read from the top.
+RATIO = RatioAssumption.CASCADE
 
 
 class Altered(EncodedPolicy):
@@ -160,6 +162,7 @@ class _World:
             batch_logits(pool.behavior),
             {"uniform policy": UniformPolicy(pool.environment.slate_size)},
             torch.Generator().manual_seed(78),
+            ratio=RATIO,
             estimated=False,
         )
         self.baseline = _baseline(users.numpy(), rewards)
@@ -182,14 +185,12 @@ class _World:
         """Random likings, and as much of a member's lesson as makes the population's estimate the logged mean."""
         policy = Altered(self._policy(number))
         policy.bonus = LIKING * torch.randn(len(policy.bonus), generator=torch.Generator().manual_seed(800 + number))
-        rewards = self.sessions.rewards.double().sum(2)[self.sessions.mask].numpy()
-        behavior = self.sessions.log_probs[self.sessions.mask].numpy()
 
         def gain(strength: float) -> float:
             policy.strength = strength
-            ratios = slate_log_probs(policy, self.log) - behavior
-            weights = np.exp(ratios - ratios.max())
-            return float((weights * rewards).sum() / weights.sum() - rewards.mean())
+            return one_request_ncis(
+                logged_requests(self.log, policy, RATIO).requests, policy=NAME, ratio=RATIO
+            ).difference
 
         policy.strength = float(optimize.brentq(gain, -1.0, 1.0, xtol=1e-4))
         return policy, self.pool.members[number].user_model
@@ -254,10 +255,10 @@ class _World:
         return dict(counts)
 
     def _population(self, policy: SlatePolicy, users: UserModel, own: Arm) -> Population:
-        judged = logged_requests(self.log, policy)
+        judged = logged_requests(self.log, policy, RATIO)
         logging = self.pool.behavior
         slates = sample_slates(self.log, policy, users, self.pool.environment.reward, torch.Generator().manual_seed(79))
-        whole = one_request_ncis(judged.requests, policy=NAME, ratio=RatioAssumption.FULL_SLATE)
+        whole = one_request_ncis(judged.requests, policy=NAME, ratio=RATIO)
         order = np.argsort(judged.requests.user, kind="stable")
         probed = RedrawnLog(self.sessions.select(torch.arange(2_000)))
         return Population(
@@ -268,14 +269,14 @@ class _World:
             model_value=model_value(
                 users, self.pool.environment.reward, policy, probed, torch.Generator().manual_seed(1)
             ),
-            support=support_distance(whole, policy, logging, probed),
+            support=support_distance(NAME, judged.requests, policy, logging, probed),
             ess_share=whole.effective_sample_size / whole.n_requests,
         )
 
     def _evidence(self, population: Population, generator: np.random.Generator) -> GateEvidence:
         drawn = draw_users(population.log.user, LOG_USERS, generator)
         log = replace(population.log.take(drawn.rows), user=drawn.users)
-        about = About(policy=NAME, ratio=RatioAssumption.FULL_SLATE)
+        about = About(policy=NAME, ratio=RATIO)
         offline = one_request_ncis(log, **about)
         probe = compare_values(
             offline,
@@ -287,7 +288,7 @@ class _World:
             challenger=NAME,
             champion_policy=None,
             ab_started=True,
-            ratio_assumption=RatioAssumption.CASCADE,
+            ratio_assumption=RATIO,
             data_passed=True,
             trust=TrustSummary(passed=True),
             exploit=judge_exploit(probe, TrustConfig()),

@@ -325,7 +325,7 @@ def _user_model(reader: SessionReader, size: EncoderConfig, slate_size: int) -> 
 # --- training
 
 
-_SHOWN = ("slates", "clicks", "purchases", "observed", "purchase_observed", "rewards")
+_SHOWN = ("slates", "position_log_probs", "clicks", "purchases", "observed", "purchase_observed", "rewards")
 _OFFERED = ("candidates",)
 
 

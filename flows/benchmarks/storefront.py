@@ -19,7 +19,6 @@ from components.evaluation.logged_policy import logged_requests
 from components.evaluation.ncis import one_request_ncis
 from components.evaluation.weights import effective_sample_size
 from components.interactions.batching import Requests, SessionReader
-from components.interactions.contract import RatioAssumption
 from components.interactions.log_folder import open_log
 from components.interactions.splits import TEST
 from components.policies.policy_folder import load_policy
@@ -107,8 +106,8 @@ def _one_seed(config: LoopConfig) -> dict[str, float]:
         policy, baseline = load_policy(folders["policy"]), load_policy(folders["baseline"])
         test = open_log(folders["split"] / TEST)
         reader = SessionReader(test, policy.description.vocabulary)
-        judged = logged_requests(reader, policy.policy)
-        estimate = one_request_ncis(judged.requests, policy="reinforce", ratio=RatioAssumption.FULL_SLATE)
+        about = stages.about_log(reader, "reinforce")
+        estimate = one_request_ncis(logged_requests(reader, policy.policy, about["ratio"]).requests, **about)
         assert isinstance(config.source, storefront.Config)
         shop = storefront.Storefront(config.source)
         counts = policy.description.vocabulary.counts()

@@ -18,7 +18,7 @@ from components.agents.propensities import (
 )
 from components.environments.storefront import Config, write_storefront_log
 from components.errors import InputError
-from components.evaluation.logged_policy import choose_strength, logged_requests
+from components.evaluation.logged_policy import choose_strength, logged_requests, ratio_of
 from components.evaluation.ncis import one_request_ncis
 from components.evaluation.policy_value import PolicyValue
 from components.evaluation.propensity_check import check_propensities
@@ -42,7 +42,7 @@ def silent(message: str, share: float) -> None:
 
 def forget_log_probs(log: Log, out: Path) -> Log:
     manifest = log.manifest.model_copy(update={"evidence": Evidence.SLATES})
-    rows = log.scan().collect().with_columns(slate_log_prob=pl.lit(None, dtype=pl.Float64))
+    rows = log.scan().collect().with_columns(slate_log_prob=None, position_log_probs=None)
     return write_log(out, manifest, [rows], log.items())
 
 
@@ -187,6 +187,9 @@ def test_estimates_take_the_place_of_unknown_log_probs_and_of_nothing_else(
     filled = next(EstimatedReader(forgotten[TEST], vocabulary, fitted).batches(200))
     assert bool(plain.log_probs[plain.mask].isnan().all())
     assert bool((filled.log_probs[filled.mask] < 0).all())
+    assert plain.position_log_probs is None
+    assert filled.position_log_probs is not None
+    assert torch.allclose(filled.position_log_probs.sum(2), filled.log_probs)
     before, after = plain.columns(), filled.columns()
     assert all(torch.equal(before[name], after[name]) for name in before if name != "log_probs")
 
@@ -198,7 +201,9 @@ def test_the_release_can_be_chosen_by_estimated_log_probs(
     policy.behavior.load_state_dict(fitted.policies[0].behavior.state_dict())
     taste = torch.randn(policy.learned.bias.weight.shape, generator=torch.Generator().manual_seed(0))
     policy.learned.bias.weight.data.copy_(2.0 * taste)
-    choice = choose_strength(policy, EstimatedReader(forgotten[TEST], vocabulary, fitted), 0.3)
+    reader = EstimatedReader(forgotten[TEST], vocabulary, fitted)
+    assert ratio_of(reader) is RatioAssumption.CASCADE
+    choice = choose_strength(policy, reader, 0.3, RatioAssumption.FULL_SLATE)
     assert 0.0 < choice.strength < 1.0
     assert choice.ess_share >= 0.3
 

@@ -156,7 +156,7 @@ def test_the_runs_policy_is_evaluated_on_a_log(
 ) -> None:
     answer = evaluate((run_folder(first_run) / POLICY).parent, shop.root / "data" / "storefront")
     assert answer.exit_code == 0, answer.output
-    assert "reinforce, one-request NCIS, one_request: " in answer.stdout
+    assert "reinforce, one-request NCIS, one_request, cascade: " in answer.stdout
 
 
 def test_a_truncated_policy_is_refused_by_name(

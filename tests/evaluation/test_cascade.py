@@ -9,9 +9,11 @@ from scipy import stats
 from torch.distributions import Normal
 
 from components.errors import InputError
+from components.evaluation.doubly_robust import ModelRewards, doubly_robust
 from components.evaluation.importance_sampling import importance_sampling
 from components.evaluation.logged_requests import LoggedRequests, Positions
-from components.evaluation.ncis import one_request_ncis
+from components.evaluation.ncis import one_request_ncis, one_request_sums, one_request_value
+from components.evaluation.ratio_sums import merge
 from components.interactions.contract import RatioAssumption
 from components.policies import plackett_luce
 
@@ -38,7 +40,8 @@ def test_the_value_by_hand():
     log = requests(np.array([[1.0, 2.0], [4.0, 5.0]]), np.zeros((2, 2)), np.log([[2.0, 0.5], [1.0, 3.0]]))
     value = one_request_ncis(log, **CASCADE, cap=10.0)
     assert value.value == pytest.approx((2 * 1 + 1 * 4) / 3 + (1 * 2 + 3 * 5) / 4)
-    assert value.effective_sample_size == pytest.approx(16 / 10)
+    # Kish's 9/5 and 16/10 of positions whose rewards vary alike.
+    assert value.effective_sample_size == pytest.approx(2 / (5 / 9 + 10 / 16))
     assert importance_sampling(log, **CASCADE, cap=10.0).value == pytest.approx((2 + 4) / 2 + (2 + 15) / 2)
 
 
@@ -61,6 +64,9 @@ class Reader:
         )
 
     def draw(self, n: int, generator: torch.Generator) -> LoggedRequests:
+        return self.draw_slates(n, generator)[0]
+
+    def draw_slates(self, n: int, generator: torch.Generator) -> tuple[LoggedRequests, torch.Tensor]:
         logits = self.behavior.expand(n, -1)
         slates = plackett_luce.sample(logits, 2, generator)
         appeal = torch.from_numpy(self.appeal)[slates]
@@ -70,7 +76,7 @@ class Reader:
         log_probs = [
             plackett_luce.log_prob(u.expand(n, -1), slates).double().numpy() for u in (self.behavior, self.target)
         ]
-        return requests(torch.stack([first, second], dim=1).double().numpy(), *log_probs)
+        return requests(torch.stack([first, second], dim=1).double().numpy(), *log_probs), slates
 
 
 def test_where_users_read_from_the_top_both_ratios_hold_the_truth_and_the_cascade_is_narrower():
@@ -84,6 +90,57 @@ def test_where_users_read_from_the_top_both_ratios_hold_the_truth_and_the_cascad
         assert low <= sum(value.lower <= truth <= value.upper for value in values) <= high, name
         widths[name] = np.mean([value.upper - value.lower for value in values])
     assert widths["cascade"] < 0.98 * widths["full"]
+
+
+def test_so_many_requests_of_equal_weight_would_vary_as_much_as_the_cascade_does():
+    # Rewards that do not depend on what is shown: the case that Kish's formula is exact for.
+    generator = torch.Generator().manual_seed(6)
+    behavior, target = torch.zeros(6), torch.tensor([2.0, 1.0, 0.0, 0.0, -1.0, -1.0])
+    rates = torch.tensor([0.5, 0.3, 0.1])
+    slates = plackett_luce.sample(behavior.expand(200 * 300, -1), 3, generator)
+    log_probs = [plackett_luce.log_prob(u.expand(len(slates), -1), slates).double().numpy() for u in (behavior, target)]
+    rewards = (torch.rand(slates.shape, generator=generator) < rates).double().numpy()
+    values, sizes = [], {"full": [], "cascade": []}
+    for rows in np.split(np.arange(len(slates)), 200):
+        log = requests(rewards[rows], *(part[rows] for part in log_probs))
+        value = one_request_ncis(log, **CASCADE)
+        values.append(value.value)
+        sizes["cascade"].append(value.effective_sample_size)
+        sizes["full"].append(one_request_ncis(log, **FULL).effective_sample_size)
+    varies = float((rates * (1 - rates)).sum()) / np.mean(sizes["cascade"])
+    # The variance of 200 values has a standard error of 10 %.
+    assert np.var(values) == pytest.approx(varies, rel=0.25)
+    assert np.mean(sizes["cascade"]) > 1.5 * np.mean(sizes["full"])
+
+
+def test_dr_by_the_cascade_is_right_for_any_model_of_the_positions_and_no_wider_than_by_whole_slates():
+    reader, generator = Reader(), torch.Generator().manual_seed(5)
+    truth = reader.true_value()
+    slates = torch.tensor(list(permutations(range(4), 2)))
+    chance = plackett_luce.log_prob(reader.target.expand(len(slates), -1), slates).sum(1).exp().numpy()
+    model = {tuple(slate): 0.5 * reader.expected(slate) + 0.3 for slate in slates.numpy()}
+    promised = float(sum(p * model[tuple(slate)].sum() for p, slate in zip(chance, slates.numpy(), strict=True)))
+    assert abs(promised - truth) > 0.1
+    log, shown = reader.draw_slates(200 * 400, generator)
+    positions = np.array([model[tuple(slate)] for slate in shown.numpy()])
+    expected = ModelRewards(positions.sum(1), np.full(len(shown), promised), positions)
+    errors = {"full": [], "cascade": []}
+    for rows in np.split(np.arange(len(shown)), 200):
+        for name, about in (("full", FULL), ("cascade", CASCADE)):
+            errors[name].append(doubly_robust(log.take(rows), expected.take(rows), **about).value - truth)
+    assert abs(np.mean(errors["cascade"])) < 3 * np.std(errors["cascade"]) / np.sqrt(200)
+    assert np.std(errors["cascade"]) < 1.02 * np.std(errors["full"])
+
+
+def test_shards_of_a_cascade_add_to_the_whole():
+    log = Reader().draw(60, torch.Generator().manual_seed(4))
+    first, second = (
+        one_request_sums(log.take(rows), 8.0, RatioAssumption.CASCADE) for rows in np.split(np.arange(60), [17])
+    )
+    whole = one_request_ncis(log, **CASCADE, cap=8.0)
+    merged = one_request_value(merge(first, second), **CASCADE)
+    assert merged.value == pytest.approx(whole.value)
+    assert merged.effective_sample_size == pytest.approx(whole.effective_sample_size)
 
 
 def test_shards_of_a_cascade_keep_their_positions():

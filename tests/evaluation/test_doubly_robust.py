@@ -1,3 +1,4 @@
+from dataclasses import replace
 from functools import reduce
 
 import numpy as np
@@ -11,7 +12,7 @@ from components.evaluation.doubly_robust import (
     doubly_robust_value,
 )
 from components.evaluation.importance_sampling import importance_sampling
-from components.evaluation.logged_requests import LoggedRequests
+from components.evaluation.logged_requests import LoggedRequests, Positions
 from components.evaluation.ratio_sums import merge
 from components.interactions.contract import RatioAssumption
 
@@ -101,7 +102,11 @@ def test_model_rewards_that_do_not_fit_are_refused(make_log, bad):
         doubly_robust(log, ModelRewards(bad, np.zeros(len(bad))), **NAMES)
 
 
-def test_the_cascade_is_refused(make_log):
-    zeros = np.zeros(2)
+def test_the_cascade_needs_what_the_model_expects_of_each_position(make_log):
+    zeros, log = np.zeros(2), make_log([1, 0], [0, 0])
+    rewards = log.rewards[:, None]
+    positions = Positions(rewards, log.behavior_log_probs[:, None], log.target_log_probs[:, None])
     with pytest.raises(InputError, match="cascade"):
-        doubly_robust(make_log([1, 0], [0, 0]), ModelRewards(zeros, zeros), policy="a", ratio=RatioAssumption.CASCADE)
+        doubly_robust(
+            replace(log, positions=positions), ModelRewards(zeros, zeros), policy="a", ratio=RatioAssumption.CASCADE
+        )

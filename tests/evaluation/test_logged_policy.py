@@ -5,7 +5,8 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from components.evaluation.logged_policy import known_rewards, logged_requests
+from components.errors import InputError
+from components.evaluation.logged_policy import known_rewards, logged_requests, ratio_of
 from components.evaluation.ncis import one_request_ncis
 from components.interactions.batching import SessionReader
 from components.interactions.contract import RatioAssumption
@@ -51,3 +52,35 @@ def test_an_estimate_from_known_feedback_is_that_of_the_same_requests_in_the_who
     ]
 
     assert values[0] == pytest.approx(values[1], rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("changes", "forgotten", "ratio"),
+    [
+        ({}, pl.lit(False), RatioAssumption.CASCADE),
+        ({"ratio_assumption": RatioAssumption.FULL_SLATE}, pl.lit(False), RatioAssumption.FULL_SLATE),
+        ({"responses": "choice"}, pl.lit(False), RatioAssumption.FULL_SLATE),
+        ({}, pl.int_range(pl.len()) == 5, RatioAssumption.FULL_SLATE),
+        ({"contract_version": 1}, pl.lit(False), RatioAssumption.FULL_SLATE),
+    ],
+)
+def test_the_cascade_is_read_where_the_log_declares_it_and_knows_every_position(
+    changes: dict[str, object], forgotten: pl.Expr, ratio: RatioAssumption, storefront_log: Log, tmp_path: Path
+) -> None:
+    manifest = storefront_log.manifest.model_copy(update=changes)
+    rows = storefront_log.scan().collect()
+    rows = rows.with_columns(position_log_probs=pl.when(~forgotten).then("position_log_probs"))
+    log = write_log(tmp_path / "log", manifest, [rows], storefront_log.items())
+    reader = SessionReader(log, Vocabulary.fit(log))
+
+    assert ratio_of(reader) is ratio
+    # One log of two that lacks it is enough.
+    assert ratio_of(SessionReader(storefront_log, reader.vocabulary), reader) is ratio
+    assert logged_requests(reader, UniformPolicy(4), ratio_of(reader)).requests.rewards.shape == (rows.height,)
+
+
+def test_a_log_without_log_probs_of_positions_has_no_cascade(storefront_log: Log, tmp_path: Path) -> None:
+    old = storefront_log.manifest.model_copy(update={"contract_version": 1})
+    log = write_log(tmp_path / "log", old, list(storefront_log.parts()), storefront_log.items())
+    with pytest.raises(InputError, match="needs the log_prob of each position"):
+        logged_requests(SessionReader(log, Vocabulary.fit(log)), UniformPolicy(4), RatioAssumption.CASCADE)

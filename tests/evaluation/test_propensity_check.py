@@ -19,6 +19,7 @@ from components.evaluation.propensity_check import (
     judge_expectations,
 )
 from components.interactions.batching import Requests, SessionBatch
+from components.interactions.contract import RatioAssumption
 from components.policies.slate_policy import MemorylessPolicy, PopularityPolicy, SessionState, UniformPolicy
 
 N_LOGS, SESSIONS = 200, 60
@@ -66,19 +67,22 @@ def p_value(behavior: BehaviorPolicy) -> Callable[..., float]:
         "baseline": Tasted(behavior, 0.5, seed=4),
     }
 
-    def smallest(*sessions: SessionBatch, seed: int = 0, estimated: bool = False) -> float:
+    def smallest(*sessions: SessionBatch, seed: int = 0, ratio: RatioAssumption = RatioAssumption.FULL_SLATE) -> float:
         generator = torch.Generator().manual_seed(seed)
-        check = check_propensities(sessions, fitted, targets, generator, estimated=estimated)
+        check = check_propensities(sessions, fitted, targets, generator, ratio=ratio)
         assert check is not None
         return check.worst.p_value
 
     return smallest
 
 
+@pytest.mark.parametrize(
+    "ratio", [RatioAssumption.FULL_SLATE, pytest.param(RatioAssumption.CASCADE, marks=pytest.mark.slow)]
+)
 def test_sound_logs_are_called_wrong_no_more_often_than_the_level_says(
-    redrawn: list[SessionBatch], p_value: Callable[..., float]
+    ratio: RatioAssumption, redrawn: list[SessionBatch], p_value: Callable[..., float]
 ) -> None:
-    found = np.array([p_value(sessions, seed=number) for number, sessions in enumerate(redrawn)])
+    found = np.array([p_value(sessions, seed=number, ratio=ratio) for number, sessions in enumerate(redrawn)])
     # Of 200 sound logs a test of level 5 % calls 10 wrong; more than 18 have probability 0.6 %.
     assert 1 <= np.count_nonzero(found < 0.05) <= 18
     assert np.count_nonzero(found < 0.001) <= 2
@@ -121,6 +125,20 @@ def test_log_probs_that_are_not_those_of_the_slates_are_found_out(
     logs = redrawn[:8]
     assert p_value(*logs) > 0.001
     assert p_value(*(replace(sessions, log_probs=claim(sessions, behavior)) for sessions in logs)) < 0.001
+
+
+def test_log_probs_that_are_those_of_other_positions_are_found_out_where_the_cascade_rests_on_them(
+    redrawn: list[SessionBatch], p_value: Callable[..., float]
+) -> None:
+    logs = redrawn[:8]
+    turned = [
+        replace(sessions, position_log_probs=sessions.position_log_probs.flip(2))
+        for sessions in logs
+        if sessions.position_log_probs is not None
+    ]
+    assert p_value(*logs, ratio=RatioAssumption.CASCADE) > 0.001
+    assert p_value(*turned) > 0.001
+    assert p_value(*turned, ratio=RatioAssumption.CASCADE) < 0.001
 
 
 @pytest.mark.parametrize(("version", "sound"), [((0.05, 1.0), True), ((0.0, 0.3), False)])

@@ -53,7 +53,8 @@ def test_nothing_lies_outside_where_the_log_shows_everything(reader: SessionRead
 def test_the_divergence_is_that_of_the_effective_sample_size(reader: SessionReader) -> None:
     (table,) = reader.tables()
     policy = FirstCandidate(0.5)
-    estimate = one_request_ncis(logged_requests(reader, policy).requests, policy="it", ratio=RatioAssumption.FULL_SLATE)
-    distance = support_distance(estimate, policy, UniformPolicy(4), table)
+    log = logged_requests(reader, policy).requests
+    estimate = one_request_ncis(log, policy="it", ratio=RatioAssumption.FULL_SLATE)
+    distance = support_distance("it", log, policy, UniformPolicy(4), table)
     assert distance.policy == "it"
     assert estimate.n_requests * math.exp(-distance.divergence) == pytest.approx(estimate.effective_sample_size)

@@ -10,6 +10,7 @@ from components.environments.rollout import rollout
 from components.environments.storefront import BehaviorPolicy, Storefront
 from components.evaluation.logged_policy import logged_requests
 from components.interactions.batching import SessionReader
+from components.interactions.contract import RatioAssumption
 from components.interactions.importers import table as table_source
 from components.interactions.log_folder import Log
 from components.interactions.vocabulary import Vocabulary
@@ -89,7 +90,7 @@ def test_a_skipped_figure_says_why_and_shows_no_number() -> None:
 def test_the_published_layout_is_the_same_sessions_with_work_for_every_padded_place(storefront_log: Log) -> None:
     vocabulary = Vocabulary.fit(storefront_log)
     plain = SessionReader(storefront_log, vocabulary)
-    lists = ("slates", "clicks", "purchases", "observed", "purchase_observed", "rewards")
+    lists = ("slates", "position_log_probs", "clicks", "purchases", "observed", "purchase_observed", "rewards")
     published = PublishedLayout(storefront_log, vocabulary, lists)
     (ours,) = next(plain.samples(50, torch.Generator().manual_seed(0)))
     (theirs,) = next(published.samples(50, torch.Generator().manual_seed(0)))
@@ -151,7 +152,7 @@ def test_a_redrawn_log_is_read_as_often_as_one_likes_in_the_same_order(storefron
 
     assert torch.equal(first, users)
     assert torch.equal(second, users)
-    judged = logged_requests(log, UniformPolicy(storefront.slate_size), BehaviorPolicy(storefront))
+    judged = logged_requests(log, UniformPolicy(storefront.slate_size), RatioAssumption.CASCADE)
     assert len(judged.requests.rewards) == int(batch.mask.sum())
 
 

@@ -68,6 +68,11 @@ def columns(**expressions: pl.Expr) -> Damage:
     )
 
 
+def log_probs(slates: pl.Expr) -> Damage:
+    """Other log_probs of slates, in a log that does not have those of positions."""
+    return columns(slate_log_prob=slates, position_log_probs=pl.lit(None))
+
+
 def context(**expressions: pl.Expr) -> Damage:
     return columns(context=pl.col("context").struct.with_fields(**expressions))
 
@@ -160,6 +165,10 @@ def unix(unit_error: float) -> dict[str, pl.Expr]:
     }
 
 
+def by_position(log_prob: pl.Expr) -> pl.Expr:
+    return pl.col("position_log_probs").list.eval(log_prob)
+
+
 def shorter(column: str) -> pl.Expr:
     return pl.col(column).list.head(3)
 
@@ -209,9 +218,9 @@ CORRUPTIONS = (
     Corruption("a signal that the manifest does not know", forget_signal, (UNREADABLE,), "unexpected column 'signals."),
     Corruption(
         "a manifest of another contract version",
-        raw("manifest.json", lambda text: text.replace(b'"contract_version": 1', b'"contract_version": 2')),
+        raw("manifest.json", lambda text: text.replace(b'"contract_version": 2', b'"contract_version": 3')),
         (UNREADABLE,),
-        "contract_version is 2; this program reads 1",
+        "contract_version is 3; this program reads 1 and 2",
     ),
     Corruption(
         "a manifest with a value of another type",
@@ -529,52 +538,52 @@ CORRUPTIONS = (
     # Propensities.
     Corruption(
         "log_probs left out",
-        columns(slate_log_prob=pl.lit(None)),
+        log_probs(pl.lit(None)),
         ("slate_log_prob_is_missing",),
         "expected a slate_log_prob, as the manifest's evidence is 'propensities'",
         slow=True,
     ),
     Corruption(
         "log_probs without their sign",
-        columns(slate_log_prob=-LOG_PROB),
+        log_probs(-LOG_PROB),
         ("slate_log_prob_invalid",),
         "above",
         slow=True,
     ),
     Corruption(
         "probabilities instead of their logs",
-        columns(slate_log_prob=LOG_PROB.exp()),
+        log_probs(LOG_PROB.exp()),
         ("slate_log_prob_invalid",),
         "expected a finite slate_log_prob, not above 0: the natural logarithm of a probability",
     ),
     Corruption(
         "log_probs all zero",
-        columns(slate_log_prob=pl.lit(0.0)),
+        log_probs(pl.lit(0.0)),
         ("share_of_certain_slates",),
         "slate_log_prob is not 0 wherever there was a choice",
         slow=True,
     ),
     Corruption(
         "log_probs all equal",
-        columns(slate_log_prob=LOG_PROB.mean()),
+        log_probs(LOG_PROB.mean()),
         ("equal_log_probs_off_uniform",),
         "slate_log_prob is not the same for all slates, unless they were drawn at random",
     ),
     Corruption(
         "log_probs to the base 10",
-        columns(slate_log_prob=LOG_PROB / math.log(10)),
+        log_probs(LOG_PROB / math.log(10)),
         ("mean_uniform_weight",),
         PROPENSITY,
     ),
     Corruption(
         "log_probs of the set, not of the order",
-        columns(slate_log_prob=LOG_PROB + math.lgamma(5)),
+        log_probs(LOG_PROB + math.lgamma(5)),
         ("mean_uniform_weight",),
         PROPENSITY,
     ),
     Corruption(
         "log_probs to the base 2",
-        columns(slate_log_prob=LOG_PROB / math.log(2)),
+        log_probs(LOG_PROB / math.log(2)),
         ("log_prob_over_uniform", "mean_uniform_weight"),
         "which no policy's own is",
     ),
@@ -583,6 +592,26 @@ CORRUPTIONS = (
         columns(candidates=pl.concat_list("slate", pl.col("candidates").list.set_difference("slate").list.head(2))),
         ("log_prob_over_uniform", "mean_uniform_weight"),
         "which no policy's own is",
+    ),
+    Corruption(
+        "log_probs of positions to the base 10",
+        columns(position_log_probs=by_position(pl.element() / math.log(10))),
+        ("position_log_probs_off_sum",),
+        "expected position_log_probs that sum to the slate_log_prob",
+    ),
+    Corruption(
+        "probabilities of positions instead of their logs",
+        columns(position_log_probs=by_position(pl.element().exp())),
+        ("position_log_probs_invalid", "position_log_probs_off_sum"),
+        "expected a finite position_log_prob, not above 0, for each item of the slate",
+        slow=True,
+    ),
+    Corruption(
+        "log_probs of positions cut short",
+        columns(position_log_probs=shorter("position_log_probs")),
+        ("position_log_probs_invalid", "position_log_probs_off_sum"),
+        "expected a finite position_log_prob, not above 0, for each item of the slate",
+        slow=True,
     ),
 )
 

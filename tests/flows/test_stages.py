@@ -62,7 +62,7 @@ def test_where_nothing_was_shown_nothing_pulls(storefront_log: Log) -> None:
 def forgetful(log: Log, out: Path, **columns: pl.Expr) -> Log:
     """A log that does not know with which probability its slates were shown."""
     manifest = log.manifest.model_copy(update={"evidence": Evidence.SLATES})
-    rows = log.scan().collect().with_columns(slate_log_prob=pl.lit(None, dtype=pl.Float64), **columns)
+    rows = log.scan().collect().with_columns(slate_log_prob=None, position_log_probs=None, **columns)
     return write_log(out, manifest, [rows], log.items())
 
 

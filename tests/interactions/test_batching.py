@@ -1,7 +1,9 @@
 import itertools
+import math
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 import torch
@@ -331,3 +333,23 @@ def test_storefront_rows_keep_their_log_probs_and_candidates(storefront_log: Log
     assert table.rows.log_probs[:, 0].tolist() == rows["slate_log_prob"].to_list()
     names = Vocabulary.fit(storefront_log).ids(table.rows.candidates[:, 0].flatten())
     assert names == rows["candidates"].explode().to_list()
+
+
+def test_log_probs_of_positions_are_padded_and_unknown_where_they_are_null(
+    corner_rows: pl.DataFrame, write_corner: Callable[..., Log], corner_log: Log
+) -> None:
+    lists = [[-1.0, -0.5, -0.25], [-2.0, -1.0], None, [-3.0], [0.0]]
+    rows = corner_rows.with_columns(position_log_probs=pl.Series(lists, dtype=pl.List(pl.Float64)))
+
+    read = table_of(write_corner(rows, name="known")).rows.position_log_probs
+
+    assert read is not None
+    expected = [[-1.0, -0.5, -0.25], [-2.0, -1.0, 0.0], [math.nan] * 3, [-3.0, 0.0, 0.0], [0.0, 0.0, 0.0]]
+    np.testing.assert_array_equal(read[:, 0].numpy(), expected)
+    assert table_of(corner_log).rows.position_log_probs is None
+
+
+def test_storefront_rows_keep_the_log_probs_of_their_positions(storefront_log: Log) -> None:
+    table = table_of(storefront_log)
+    assert table.rows.position_log_probs is not None
+    np.testing.assert_allclose(table.rows.position_log_probs.sum(2), table.rows.log_probs, rtol=1e-12)

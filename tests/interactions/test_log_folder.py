@@ -192,7 +192,7 @@ def edit_manifest(log: Log, **changes: Any) -> None:
     ("changes", "message"),
     [
         ({"shop": 1}, r"manifest.json: shop: .*not permitted \(seen: 1\)"),
-        ({"contract_version": 99}, "manifest.json: contract_version is 99; this program reads 1"),
+        ({"contract_version": 99}, "manifest.json: contract_version is 99; this program reads 1 and 2"),
         ({"evidence": "hope"}, "manifest.json: evidence: .*seen: 'hope'"),
         ({"slate_size": "many"}, "manifest.json: slate_size"),
     ],
@@ -329,3 +329,15 @@ def test_a_place_that_cannot_be_written_is_named(
         write_corner(corner_rows, name="file/log")
     with pytest.raises(InputError, match="file: is a file; expected a folder"):
         write_corner(corner_rows, name="file")
+
+
+def test_a_log_of_version_1_is_read_and_written_on_as_it_is(storefront_log: Log, tmp_path: Path) -> None:
+    old = storefront_log.manifest.model_copy(update={"contract_version": 1})
+    written = write_log(tmp_path / "old", old, list(storefront_log.parts()), storefront_log.items())
+
+    log = open_log(written.path)
+
+    assert "position_log_probs" not in log.scan().collect_schema()
+    assert log.manifest.content_digest == content_digest(log) == written.manifest.content_digest
+    again = write_log(tmp_path / "again", log.manifest, list(log.parts()), log.items())
+    assert again.manifest == log.manifest

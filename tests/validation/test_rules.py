@@ -52,6 +52,11 @@ def test_a_valid_log_breaks_no_rule(rows: list[Row], save: Callable[..., Log]) -
         ({"slate_log_prob": 0.1}, "slate_log_prob_invalid"),
         ({"slate_log_prob": float("-inf")}, "slate_log_prob_invalid"),
         ({"slate_log_prob": None}, "slate_log_prob_is_missing"),
+        ({"position_log_probs": [-1.0, float("nan"), -1.0]}, "position_log_probs_invalid"),
+        ({"position_log_probs": [-1.0, None, -1.0], "slate_log_prob": -2.0}, "position_log_probs_invalid"),
+        ({"position_log_probs": [-1.5, 0.5, -1.0], "slate_log_prob": -2.0}, "position_log_probs_invalid"),
+        ({"position_log_probs": [-1.0, -1.0], "slate_log_prob": -2.0}, "position_log_probs_invalid"),
+        ({"position_log_probs": [-1.0, -1.0, -1.0], "slate_log_prob": -2.99}, "position_log_probs_off_sum"),
         ({"candidates": None, "candidates_digest": "nowhere"}, "candidates_digest_unknown"),
         ({"events": [{"type": "view", "item_id": "nowhere"}]}, "event_item_unknown"),
         ({"clicked": [True, False, False, True]}, "feedback_off_slate"),
@@ -70,6 +75,14 @@ def test_a_corruption_breaks_its_rule_and_no_other(
     rows[INLINE] |= changes
 
     assert broken(save(rows)) == {"s10-1": {rule}}
+
+
+def test_log_probs_of_positions_may_sum_to_the_slates_as_float32_does(
+    rows: list[Row], save: Callable[..., Log]
+) -> None:
+    rows[INLINE] |= {"position_log_probs": [-1.0, -40.0, 0.0], "slate_log_prob": -41.00001}
+
+    assert broken(save(rows)) == {}
 
 
 @pytest.mark.parametrize("row", [INLINE, LISTED])
@@ -293,6 +306,7 @@ _VALUES: dict[str, st.SearchStrategy[Any]] = {
     "clicked": st.lists(st.booleans() | st.none(), max_size=5) | st.none(),
     "purchased": st.lists(st.booleans() | st.none(), max_size=5) | st.none(),
     "slate_log_prob": st.sampled_from([0.0, -1.0, 0.5, float("nan"), None]),
+    "position_log_probs": st.lists(st.sampled_from([0.0, -1.0, 0.5, float("nan"), None]), max_size=4) | st.none(),
     "session_end": st.sampled_from(["left", "censored", "closed", None]),
     "timestamp": st.sampled_from([AS_OF, AS_OF + AN_HOUR, None]),
     "context": st.sampled_from([None, {"hour": None, "device": "tablet"}]),

@@ -8,7 +8,7 @@ from components.environments.storefront import BehaviorPolicy, Storefront
 from components.evaluation.direct_method import draw_like_logged, sample_slates
 from components.evaluation.logged_policy import logged_requests
 from components.interactions.batching import SessionReader
-from components.interactions.contract import Reward
+from components.interactions.contract import RatioAssumption, Reward
 from components.interactions.log_folder import Log
 from components.interactions.vocabulary import Vocabulary
 from components.policies.slate_policy import UniformPolicy
@@ -33,16 +33,16 @@ def test_sampled_slates_are_the_target_policys(storefront_log: Log, storefront: 
 
 def test_rows_are_in_the_order_of_the_logged_requests(storefront_log: Log, storefront: Storefront, shop_model) -> None:
     reader = SessionReader(storefront_log, Vocabulary.fit(storefront_log))
-    judged = logged_requests(reader, UniformPolicy(4), BehaviorPolicy(storefront))
+    judged = logged_requests(reader, BehaviorPolicy(storefront), RatioAssumption.CASCADE)
     slates = sample_slates(
         reader, UniformPolicy(4), shop_model, Reward(weights={"clicked": 1.0}), torch.Generator().manual_seed(0)
     )
     assert slates.log_ratios is None
     assert len(slates.take(judged.known).model.logged) == len(judged.requests.rewards)
-    # The policy that wrote the log gives each slate the log_prob that was logged.
-    np.testing.assert_allclose(
-        judged.requests.positions.behavior_log_probs.sum(1), judged.requests.behavior_log_probs, atol=1e-4
-    )
+    np.testing.assert_allclose(slates.model.positions.sum(1), slates.model.logged)
+    # The policy that wrote the log gives each position the log_prob that was logged.
+    positions = judged.requests.positions
+    np.testing.assert_allclose(positions.behavior_log_probs, positions.target_log_probs, atol=1e-5)
 
 
 def test_drawn_slates_are_as_long_as_the_logged_ones(storefront: Storefront) -> None:

@@ -135,11 +135,15 @@ class MappedFile:
 
     def number_lists(self, target: Target) -> Cells:
         """Lists of numbers."""
+        return self._number_lists(target, pl.Float32())
 
-        def element(cell: pl.Expr) -> pl.Expr:
-            return cell.cast(pl.Float32, strict=False)
+    def probability_lists(self, target: Target) -> Cells:
+        """Lists of numbers in double precision, as log_probs need it."""
+        return self._number_lists(target, pl.Float64())
 
-        return self._lists(target, f"a number per position, separated by {self.list_separator!r}", element)
+    def _number_lists(self, target: Target, dtype: pl.DataType) -> Cells:
+        expected = f"a number per position, separated by {self.list_separator!r}"
+        return self._lists(target, expected, lambda cell: cell.cast(dtype, strict=False))
 
     def _cell(self, target: Target) -> pl.Expr:
         """The column, its empty text as null."""

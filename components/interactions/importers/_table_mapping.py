@@ -61,6 +61,10 @@ class Columns(BaseModel):
     slate: str | None = Field(default=None, description="List of the items shown, in display order.")
     slate_log_prob: str | None = Field(default=None, description="Natural log of the probability of the ordered slate.")
     slate_propensity: str | None = Field(default=None, description="The same as a probability; its log is taken.")
+    position_log_probs: str | None = Field(
+        default=None,
+        description="List of the log_probs per position, each given those above it; they sum to the slate's.",
+    )
     exposed: str | None = Field(default=None, description="List of 0/1 per position: was it in view.")
     clicked: str | None = Field(default=None, description="List of 0/1 per position.")
     purchased: str | None = Field(default=None, description="List of 0/1 per position.")
@@ -112,7 +116,15 @@ class TableMapping(BaseModel):
         with_propensity = [key for key in ("slate_log_prob", "slate_propensity") if getattr(columns, key)]
         on_slate = [
             key
-            for key in ("candidates", "slate", *with_propensity, "exposed", "clicked", "purchased")
+            for key in (
+                "candidates",
+                "slate",
+                *with_propensity,
+                "position_log_probs",
+                "exposed",
+                "clicked",
+                "purchased",
+            )
             if getattr(columns, key)
         ]
         if evidence is Evidence.PROPENSITIES and len(with_propensity) != 1:
@@ -125,9 +137,10 @@ class TableMapping(BaseModel):
                 "columns.candidates: missing; evidence 'propensities' needs the items that each slate was chosen from, "
                 "as no other policy can be asked for its log_prob without them"
             )
-        if evidence is Evidence.SLATES and with_propensity:
+        if evidence is Evidence.SLATES and (with_propensity or columns.position_log_probs):
             raise ValueError(
-                f"columns.{with_propensity[0]}: mapped, but evidence 'slates' has none; say 'propensities'"
+                f"columns.{(*with_propensity, 'position_log_probs')[0]}: mapped, but evidence 'slates' has none; "
+                "say 'propensities'"
             )
         if evidence is Evidence.CLICKS:
             if on_slate or self.signals:

@@ -115,6 +115,7 @@ def _requests(rows: pl.LazyFrame, config: Config, candidates: list[str], digest:
         candidates_digest=pl.lit(digest),
         slate=pl.concat_list("item_id"),
         slate_log_prob=_number("propensity_score").log(),
+        position_log_probs=pl.concat_list(_number("propensity_score").log()),
         clicked=pl.concat_list(pl.col("click") == "1"),
         session_end=pl.lit("censored"),
         events=pl.lit([], dtype=EVENTS),

@@ -88,6 +88,7 @@ def _log_cells(file: MappedFile, mapping: TableMapping) -> list[Cells]:
         "slate": file.text_lists,
         "slate_log_prob": file.probabilities,
         "slate_propensity": file.probabilities,
+        "position_log_probs": file.probability_lists,
         "exposed": file.flag_lists,
         "clicked": file.flag_lists,
         "purchased": file.flag_lists,

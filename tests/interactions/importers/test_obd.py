@@ -59,6 +59,7 @@ def test_a_row_is_a_request_of_its_own_with_one_item_and_its_log_prob(log: Log) 
         ("bts-2:0", "bts-2", "bts-2", 0, ["0"], math.log(0.5), [True], "censored", "bts", []),
         ("bts-3:0", "bts-3", "bts-3", 0, ["0"], 0.0, [False], "censored", "bts", []),
     ]
+    assert rows(log, "position_log_probs") == [([math.log(0.125)],), ([math.log(0.5)],), ([0.0],)]
     times = [
         datetime(2019, 11, 24, 0, 0, 17, 4101, UTC),
         datetime(2019, 11, 24, 0, 0, 19, 0, UTC),

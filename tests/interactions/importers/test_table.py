@@ -301,6 +301,7 @@ def test_a_bad_cell_or_column_is_named_with_the_key_that_maps_it(
             "columns.candidates: missing; evidence 'propensities' needs",
         ),
         (SLATES + 'slate_log_prob = "lp"', "columns.slate_log_prob: mapped, but evidence 'slates' has none"),
+        (SLATES + 'position_log_probs = "lp"', "columns.position_log_probs: mapped, but evidence 'slates' has none"),
         (SLATES.replace('clicked = "hit"', ""), "columns.clicked: missing"),
         (SLATES.replace('slate = "shown"', ""), "columns.slate: missing"),
         (CLICKS + 'clicked = "hit"', "columns.clicked: mapped, but evidence 'clicks' means that there are no slates"),
@@ -373,6 +374,9 @@ def logged_sessions(draw: st.DrawFn) -> list[dict[str, object]]:
                     "candidates": candidates,
                     "slate": slate,
                     "slate_log_prob": draw(st.floats(-50, 0)),
+                    "position_log_probs": draw(
+                        st.none() | st.lists(st.floats(-50, 0), min_size=len(slate), max_size=len(slate))
+                    ),
                     "clicked": draw(st.none() | st.lists(st.booleans(), min_size=len(slate), max_size=len(slate))),
                     "events": [{"type": "view", "item_id": item} for item in draw(st.lists(st.sampled_from(ITEMS)))],
                 }
@@ -387,7 +391,9 @@ def test_any_log_written_as_csv_comes_back_as_the_same_rows(
 ) -> None:
     folder = tmp_path_factory.mktemp("round-trip")
     mapping = SLATES.replace('"slates"', '"propensities"')
-    keys = ("session_id", "timestamp", "candidates", "slate", "slate_log_prob", "clicked", "events")
+    keys = (
+        "session_id", "timestamp", "candidates", "slate", "slate_log_prob", "position_log_probs", "clicked", "events"
+    )  # fmt: skip
     columns = "\n".join(f'{key} = "{key}"' for key in keys if key not in ("session_id", "slate", "clicked"))
     mapping = mapping.replace("visit", "session_id").replace("shown", "slate").replace('"hit"', '"clicked"')
     path = source(folder / "in", "", mapping, columns=columns)
@@ -402,6 +408,7 @@ def test_any_log_written_as_csv_comes_back_as_the_same_rows(
                     "|".join(request["candidates"]),
                     "|".join(request["slate"]),
                     repr(request["slate_log_prob"]),
+                    "|".join(map(repr, request["position_log_probs"] or ())),
                     "" if request["clicked"] is None else "|".join(str(int(flag)) for flag in request["clicked"]),
                     "|".join(event["item_id"] for event in request["events"]),
                 ]
