@@ -181,7 +181,7 @@ def log_rows(
     last = steps == (batch.lengths.numpy()[sessions] - 1)
     left = batch.left.flatten()[flat].numpy()
     session_names = pl.Series(np.arange(len(batch.users))).cast(pl.String).str.zfill(7)
-    context = batch.context.flatten(0, 1)[flat]
+    context, by_position = batch.context.flatten(0, 1)[flat], batch.position_log_probs
     widths = [len(feature.values) for feature in manifest.context]
     frame = pl.DataFrame(
         {
@@ -191,7 +191,7 @@ def log_rows(
             "candidates": lists(batch.candidates),
             "slate": lists(batch.slates),
             "slate_log_prob": batch.log_probs.flatten()[flat].numpy(),
-            "position_log_probs": lists(batch.position_log_probs, np.float64),
+            "position_log_probs": None if by_position is None else lists(by_position, np.float64),
             "clicked": lists(batch.clicks, np.bool_),
             "purchased": lists(batch.purchases, np.bool_),
             "session_end": pl.Series(np.where(left, "left", np.where(last, "censored", ""))).replace("", None),
