@@ -72,7 +72,7 @@ from components.evaluation.world_model_trust import (
     response_calibrations,
 )
 from components.evaluation.world_model_value import item_rewards
-from components.experiment.ab import AbLabel, AbResult, analyze_ab, assign_arm
+from components.experiment.ab import FEWEST_USERS, AbLabel, AbResult, analyze_ab, assign_arm
 from components.experiment.evidence import GateEvidence, TrustSummary
 from components.experiment.gate import Decision, decide
 from components.experiment.guardrails import Metric, session_metrics
@@ -111,7 +111,8 @@ GATING, CROSS_CHECK = "one-request NCIS", "DR"
 PROBED_SESSIONS = 2_000
 #: Steps from the logging policy (0) to the trained one (1) at which milder forms of the challenger are probed.
 PROBED_STRENGTHS = (0.25, 0.5, 1.0)
-CURVES = "curves.json"
+CURVES, AB = "curves.json", "ab.json"
+_AB_RESULT: TypeAdapter[AbResult | None] = TypeAdapter(AbResult | None)
 #: Below the behavior stage: the cross-fitted estimate of log_probs, where a log needs one.
 CROSS_FITTED = "cross-fitted"
 #: Sessions on which the consistency of log_probs is tested; drawn at random where a log has more.
@@ -188,9 +189,11 @@ def fit_behavior(config: LoopConfig, split: Path, users: Path, out: Path, progre
     stored = load_user_model(users)
     train = SessionReader(open_log(split / TRAIN), stored.vocabulary)
     policy = _new_policy(config, stored, train, NeuralSlatePolicy)
-    if _needs_propensities(train):
+    judged = (SessionReader(open_log(split / name), stored.vocabulary) for name in (TRAIN, VALIDATION, TEST))
+    if any(map(_needs_propensities, judged)):
         fitted = cross_fit(policy, train, config.behavior, config.seed, progress)
-        save_cross_fitted(fitted, config.loop, stored.vocabulary, out / CROSS_FITTED)
+        if fitted is not None:
+            save_cross_fitted(fitted, config.loop, stored.vocabulary, out / CROSS_FITTED)
     history = _fit_behavior(config, policy, train, progress)
     policy.strength.fill_(0.0)
     _save(config, policy, stored.vocabulary, "behavior", out)
@@ -220,7 +223,7 @@ def read_to_judge(log: Log, stored: StoredPolicy, config: LoopConfig, progress: 
         torch.manual_seed(config.seed)
         untrained = NeuralSlatePolicy(stored.policy.features, log.manifest.slate_size)
     behavior = cross_fit(untrained, reader, config.behavior, config.seed, progress)
-    return EstimatedReader(log, stored.description.vocabulary, behavior)
+    return _open_to_judge(log, stored.description.vocabulary, behavior)
 
 
 @stage("world-model", "adversarial", "trust", "candidates", "slate_size", "ab")
@@ -447,7 +450,14 @@ def not_identified(reader: SessionReader) -> str | None:
     evidence = reader.log.manifest.evidence
     # A click log has no rewards to read: its evidence alone says that nothing is identified.
     rewards = np.zeros(0) if evidence is EvidenceLevel.CLICKS else known_rewards(reader)
-    return identify(evidence, rewards, propensities_estimated=reader.propensities_estimated)
+    reason = identify(evidence, rewards, propensities_estimated=reader.propensities_estimated)
+    if reason is not None and identify(evidence, rewards, propensities_estimated=True) is None:
+        # Log_probs are all that is missing, and from more users they would have been estimated.
+        return (
+            "The log does not say with which probability its slates were shown, and too few users were logged to "
+            "estimate it: some fit the estimate, others calibrate it, and others are left out."
+        )
+    return reason
 
 
 def about_log(reader: SessionReader, name: str) -> About:
@@ -572,7 +582,8 @@ def run_ab(config: LoopConfig, split: Path, policy: Path, baseline: Path, out: P
 
     The storefront is its own judge, and since its users wrote the log, what they earned there reduces the variance.
     For a real log the judge is a world model of users that nothing else has seen; simulated users have no past.
-    Nobody can act on a simulated A/B before its end, so its looks are shown and the planned end counts.
+    Nobody can act on a simulated A/B before its end, so its looks are shown and the planned end counts. An arm of fewer
+    than two users gives no result.
     """
     treatment, control = load_policy(policy), load_policy(baseline)
     label: AbLabel
@@ -604,12 +615,16 @@ def run_ab(config: LoopConfig, split: Path, policy: Path, baseline: Path, out: P
     generator = torch.Generator().manual_seed(config.seed + 2)
     users = torch.randint(len(names), (config.ab.sessions,), generator=generator)
     treated = assign_arm(names.to_list(), salt=config.ab.salt, share=config.ab.treatment_share)[users.numpy()]
+    codes = names.rank("dense").to_numpy()[users.numpy()]
+    if min(len(np.unique(codes[arm])) for arm in (treated, ~treated)) < FEWEST_USERS:
+        _write_ab(out, None)
+        return
     progress("A/B", 0.5)
     rewards, metrics = _ab_sessions(
         environment, treatment.policy, control.policy, users, treated, generator, config.ab.max_steps
     )
     result = analyze_ab(
-        names.rank("dense").to_numpy()[users.numpy()],
+        codes,
         rewards,
         treated,
         label=label,
@@ -621,7 +636,7 @@ def run_ab(config: LoopConfig, split: Path, policy: Path, baseline: Path, out: P
         day=np.arange(len(users)) * config.ab.days // len(users),
         planned_sessions=config.ab.sessions,
     )
-    (out / "ab.json").write_text(result.model_dump_json(indent=2))
+    _write_ab(out, result)
 
 
 def _ab_sessions(
@@ -673,10 +688,15 @@ def judge_evidence(
         offline=judged.gating,
         cross_check=judged.cross_check,
         propensities=judged.propensity_check,
-        ab=AbResult.model_validate_json((ab / "ab.json").read_bytes()),
+        ab=read_ab(ab),
     )
     (out / "decision.json").write_text(decide(evidence, config.gate).model_dump_json(indent=2))
     (out / "evidence.json").write_text(evidence.model_dump_json(indent=2))
+
+
+def read_ab(folder: Path) -> AbResult | None:
+    """The result of an A/B that a stage left; None where there were too few users for one."""
+    return _AB_RESULT.validate_json((folder / AB).read_bytes())
 
 
 def read_decision(folder: Path) -> Decision:
@@ -815,6 +835,10 @@ def _save(
 ) -> None:
     description = PolicyDescription(name=name, loop=config.loop, shape=shape_of(policy), vocabulary=vocabulary)
     save_policy(StoredPolicy(description, policy), out)
+
+
+def _write_ab(out: Path, result: AbResult | None) -> None:
+    (out / AB).write_bytes(_AB_RESULT.dump_json(result, indent=2))
 
 
 def _write_curves(out: Path, curves: list[Curve]) -> None:

@@ -25,6 +25,8 @@ AbLabel = Literal["live", "true simulator", "simulated in a world model"]
 
 #: With which probability an A/B should find the difference that is called detectable.
 POWER = 0.8
+#: Of an arm: with one there is no variance between users.
+FEWEST_USERS = 2
 
 
 class AbResult(BaseModel):
@@ -252,6 +254,6 @@ def analyze_ab(
 
 def _arm_mean(user: Int[np.ndarray, " S"], rewards: Float[np.ndarray, " S"], name: str) -> ArmMean:
     sums = arm_sums(user, rewards)
-    if sums.n_users < 2:
-        raise InputError(f"A/B: {name} has {sums.n_users} users; an interval needs at least 2 in each arm")
+    if sums.n_users < FEWEST_USERS:
+        raise InputError(f"A/B: {name} has {sums.n_users} users; an interval needs at least {FEWEST_USERS} in each arm")
     return sums.mean()

@@ -355,7 +355,9 @@ def _gain(
 def _ab(evidence: GateEvidence, config: GateConfig) -> Reason:
     ab = evidence.ab
     if ab is None and evidence.ab_started:
-        return _reason("A/B", "An A/B was started, but its result is missing.", passed=False)
+        return _reason(
+            "A/B", "An A/B was started, but there is no result; one needs at least two users in each arm.", passed=False
+        )
     if ab is None:
         text = "There was no A/B yet; offline evidence leads to a canary at most."
         return _reason("A/B", text, passed=False, otherwise=Outcome.CANARY)

@@ -8,7 +8,10 @@ import torch
 from typer.testing import CliRunner
 
 from components.agents.reinforce import ReinforceConfig
+from components.environments.storefront import Config as Storefront
+from components.environments.storefront import write_storefront_log
 from components.errors import InputError
+from components.experiment.gate import Outcome
 from components.interactions.batching import SessionReader
 from components.interactions.contract import Evidence, Manifest, RatioAssumption, Reward
 from components.interactions.covisitation import count_covisitation
@@ -18,9 +21,11 @@ from components.policies.policy_folder import PolicyDescription, StoredPolicy, s
 from components.policies.ranking_policy import RankingPolicy
 from components.policies.request_features import RequestFeatures
 from components.policies.session_encoder import EncoderConfig, EncoderShape, SessionEncoder
+from components.validation.checks import DataChecks
 from flows import stages
 from flows.command_line import app
 from flows.config import LoopConfig
+from flows.stage_store import Stage
 
 
 def test_a_reward_that_no_world_model_can_earn_is_named(storefront_log: Log, tmp_path: Path) -> None:
@@ -106,6 +111,72 @@ def test_a_log_without_log_probs_is_judged_by_estimated_ones_and_every_line_says
     plain = CliRunner().invoke(app, ["evaluate", "--policy", str(tmp_path), "--log", str(storefront_log.path)])
     assert len(plain.stdout.splitlines()) == 7
     assert "propensities estimated" not in plain.stdout
+
+
+LEARN_LITTLE = {
+    "source": {"name": "table"},
+    "encoder": {"item_width": 8, "hidden_width": 16},
+    "user_model": {"max_epochs": 1},
+    "behavior": {"epochs": 1},
+    "adversarial": {"rounds": 0},
+    "trust": {"sessions": 100},
+    "reinforce": {"iterations": 2, "sessions": 50},
+    "cem": {"iterations": 1, "population": 4, "elite": 2, "sessions": 50},
+    "ab": {"sessions": 400},
+}
+
+
+def test_a_log_of_few_users_and_no_log_probs_ends_in_a_hold_that_says_so(tmp_path: Path) -> None:
+    """Five users: one of the two folds has nobody to fit or to calibrate, and the holdout nobody for two arms."""
+    shop = write_storefront_log(Storefront(n_users=20, n_sessions=400, n_items=60), "shop", tmp_path / "shop")
+    users = shop.scan().select("user_id").collect()["user_id"].unique().sort().head(5)
+    rows = shop.scan().filter(pl.col("user_id").is_in(users.implode())).collect()
+    few = write_log(tmp_path / "few", shop.manifest, [rows], shop.items())
+    forgetful(few, tmp_path / "checked" / "log")
+    checks = DataChecks(
+        n_requests=len(rows), n_sessions=rows["session_id"].n_unique(), n_users=5, n_items=60, n_quarantined=0,
+        quarantine_reasons={}, examples=(), expectations=(), profile={}, passed=True,
+    )  # fmt: skip
+    (tmp_path / "checked" / "checks.json").write_text(checks.model_dump_json())
+    config = LoopConfig.model_validate(LEARN_LITTLE)
+    done = {"checked": tmp_path / "checked"}
+
+    def run(stage: Stage, name: str, *upstream: str) -> None:
+        done[name] = tmp_path / name
+        done[name].mkdir()
+        folders = {part: done[part] for part in upstream}
+        stage.compute(config, **folders, out=done[name], progress=lambda message, share: None)
+
+    run(stages.split_sessions, "split", "checked")
+    run(stages.fit_user_model, "users", "split")
+    run(stages.fit_behavior, "behavior", "split", "users")
+    run(stages.fit_world_model, "world", "split", "users", "behavior")
+    run(stages.train_policy, "policy", "split", "world", "behavior")
+    run(stages.train_baseline, "baseline", "split", "world")
+    run(stages.estimate_policies, "estimates", "split", "behavior", "world", "policy", "baseline")
+    run(stages.probe_world_model, "probes", "split", "behavior", "world", "policy", "baseline", "estimates")
+    run(stages.run_ab, "ab", "split", "policy", "baseline")
+    run(stages.judge_evidence, "gate", "checked", "split", "probes", "estimates", "ab")
+
+    decision = stages.read_decision(done["gate"])
+    assert decision.outcome is Outcome.HOLD
+    reasons = {reason.check: reason for reason in decision.reasons}
+    assert not reasons["identification of the challenger"].passed
+    assert "too few users were logged to estimate it" in reasons["identification of the challenger"].text
+    assert reasons["A/B"].allows is Outcome.HOLD
+    assert "at least two users in each arm" in reasons["A/B"].text
+
+
+def test_too_few_users_of_a_log_to_evaluate_on_are_named(
+    storefront_log: Log, ranking: StoredPolicy, tmp_path: Path
+) -> None:
+    user = storefront_log.scan().select("user_id").first().collect().item()
+    one = storefront_log.scan().filter(pl.col("user_id") == user).collect()
+    log = forgetful(
+        write_log(tmp_path / "one", storefront_log.manifest, [one], storefront_log.items()), tmp_path / "log"
+    )
+    reader = stages.read_to_judge(log, ranking, LoopConfig(), lambda message, share: None)
+    assert "too few users" in (stages.not_identified(reader) or "")
 
 
 def test_log_probs_are_not_estimated_where_no_value_could_follow(
