@@ -198,7 +198,7 @@ def evaluate_policy(
     from components.interactions.log_folder import open_log
     from components.policies.policy_folder import load_policy
     from flows.config import LoopConfig
-    from flows.stages import about_log, estimate, not_identified, read_to_judge
+    from flows.stages import about_log, estimate, not_identified, read_to_judge, sessions_not_identified
 
     opened = open_log(log)
     if Path(policy).is_dir():
@@ -213,7 +213,8 @@ def evaluate_policy(
     if reason := not_identified(reader):
         estimates = [NotIdentified(policy=name, estimand=Estimand.ONE_REQUEST, reason=reason)]
     else:
-        estimates = [*estimate(logged_requests(reader, stored.policy), about_log(reader, name))]
+        judged = logged_requests(reader, stored.policy)
+        estimates = [*estimate(judged, about_log(reader, name)), *sessions_not_identified(judged, name)]
     if as_json:
         print(json.dumps([part.model_dump(mode="json") for part in estimates], indent=2))
     else:

@@ -67,9 +67,11 @@ from components.evaluation.weights import ess_floor
 from components.evaluation.world_model_trust import (
     WorldModelTrust,
     baseline_nats,
+    compare_requests,
     compare_sessions,
     judge_trust,
     response_calibrations,
+    tells_of_ends,
 )
 from components.evaluation.world_model_value import item_rewards
 from components.experiment.ab import FEWEST_USERS, AbLabel, AbResult, analyze_ab, assign_arm
@@ -387,7 +389,7 @@ def estimate_policies(
             slates = sample_slates(reader, stored.policy, users, log.manifest.reward, generator, logging)
             about = about_log(reader, name)
             made = estimate(requests, about, slates)
-            estimates.extend(made)
+            estimates.extend((*made, *sessions_not_identified(requests, name)))
             support.append(support_distance(made[0], stored.policy, logging, _probed_sessions(config, reader)))
             if folder == policy:
                 caps = cap_sensitivity(requests.requests, **about)
@@ -402,7 +404,9 @@ def estimate_policies(
         next(
             part
             for part in estimates
-            if part.policy == POLICY and (isinstance(part, NotIdentified) or part.estimator == estimator)
+            if part.policy == POLICY
+            and part.estimand is Estimand.ONE_REQUEST
+            and (isinstance(part, NotIdentified) or part.estimator == estimator)
         )
         for estimator in (GATING, CROSS_CHECK)
     )
@@ -475,7 +479,7 @@ def estimate(judged: JudgedRequests, about: About, slates: SampledSlates | None 
         if known.log_ratios is not None:
             estimates.append(point_ncis(requests, known.log_ratios, **about))
     estimates += [importance_sampling(requests, **about), fixed_cap_ncis(requests, **about)]
-    if judged.in_whole_session.any():
+    if judged.in_whole_session.any() and judged.ends_known:
         estimates += [
             estimator(judged.whole_sessions, **about)
             for estimator in (
@@ -486,6 +490,14 @@ def estimate(judged: JudgedRequests, about: About, slates: SampledSlates | None 
             )
         ]
     return [part.model_copy(update={"unknown_share": 1.0 - part.n_requests / len(judged.known)}) for part in estimates]
+
+
+def sessions_not_identified(judged: JudgedRequests, name: str) -> list[NotIdentified]:
+    """Why a log cannot tell what a policy's sessions are worth, where it tells what its requests are."""
+    if judged.ends_known:
+        return []
+    reason = "No session is known to have ended: its user may have gone on, so what a session earns cannot be known."
+    return [NotIdentified(policy=name, estimand=Estimand.SESSION, reason=reason)]
 
 
 @stage("probes", "trust", "gate", "candidates", "slate_size")
@@ -589,6 +601,7 @@ def run_ab(config: LoopConfig, split: Path, policy: Path, baseline: Path, out: P
     label: AbLabel
     environment: Environment[Any]
     past: Float[np.ndarray, " U"] | None = None
+    replayed: tuple[Metric, ...] = ()
     if isinstance(config.source, storefront.Config):
         environment = storefront.Storefront(config.source)
         label = "true simulator"
@@ -612,6 +625,8 @@ def run_ab(config: LoopConfig, split: Path, policy: Path, baseline: Path, out: P
         environment = world = _world_model(config, judge, SessionReader(open_log(split / HOLDOUT), judge.vocabulary))
         label = "simulated in a world model"
         names = world.pool.user_ids
+        if not judge.user_model.knows_leaving:
+            replayed = (Metric.SESSION_LENGTH, Metric.FIRST_REQUEST_EXITS)
     generator = torch.Generator().manual_seed(config.seed + 2)
     users = torch.randint(len(names), (config.ab.sessions,), generator=generator)
     treated = assign_arm(names.to_list(), salt=config.ab.salt, share=config.ab.treatment_share)[users.numpy()]
@@ -633,6 +648,7 @@ def run_ab(config: LoopConfig, split: Path, policy: Path, baseline: Path, out: P
         planned_share=config.ab.treatment_share,
         covariate=None if past is None else past[users.numpy()],
         metrics=metrics,
+        replayed=replayed,
         day=np.arange(len(users)) * config.ab.days // len(users),
         planned_sessions=config.ab.sessions,
     )
@@ -799,7 +815,11 @@ def _judge_world_model(
     test: SessionReader,
     discriminator_accuracy: float | None,
 ) -> WorldModelTrust:
-    """The trust report, with sessions generated over the requests of test sessions: only who answers differs."""
+    """The trust report, with sessions generated over the requests of test sessions: only who answers differs.
+
+    A model that never learned who leaves replays the length of sessions. Where the test log tells no more, requests are
+    compared in place of sessions; where it does, the model lacks what could be known, and nothing stands in for it.
+    """
     model, world = stored.user_model, _world_model(config, stored, test)
     generator = torch.Generator().manual_seed(config.seed)
     replayed = torch.randperm(world.n_users, generator=generator)[: config.trust.sessions]
@@ -807,6 +827,8 @@ def _judge_world_model(
     generated = rollout(world, logging, replayed, generator, config.ab.max_steps)
     likelihood = evaluate_likelihood(model, test)
     with_reward = test.log.manifest.slate_size > 0
+    ends_learned = bool(model.knows_leaving)
+    by_request = not ends_learned and with_reward and not tells_of_ends(test)
     return judge_trust(
         click_nats=likelihood.per_click,
         baseline=baseline_nats(model, test, stored.vocabulary.counts()),
@@ -815,11 +837,16 @@ def _judge_world_model(
             [batch.first_steps(config.ab.max_steps) for batch in test.batches(1_024)],
             generated,
             with_reward=with_reward,
-        ),
-        two_sample=two_sample_test(real, generated, np.random.default_rng(config.seed)),
+        )
+        if ends_learned
+        else (),
+        two_sample=two_sample_test(real, generated, np.random.default_rng(config.seed), ends_known=ends_learned)
+        if ends_learned or by_request
+        else None,
         with_reward=with_reward,
         discriminator_accuracy=discriminator_accuracy,
         config=config.trust,
+        requests=compare_requests(model, test) if by_request else None,
     )
 
 

@@ -43,6 +43,8 @@ class JudgedRequests:
     """Whether the rewards of the request's whole session are known."""
     known: Bool[np.ndarray, " L"]
     """Which of the log's requests these are."""
+    ends_known: bool
+    """Whether any session is known to have ended: where none is, what a session earns is not known."""
 
     @property
     def whole_sessions(self) -> LoggedRequests:
@@ -84,6 +86,7 @@ def logged_requests(sessions: Sessions, target: SlatePolicy, behavior: SlatePoli
             "target_log_probs": target_log_probs.sum(1),
             "known": batch.reward_known[mask],
             "whole": batch.rewarded[rows],
+            "ended": batch.left[mask],
             "behavior_log_probs": batch.log_probs[mask],
             "user": batch.users[rows],
             "session": rows + n_sessions,
@@ -92,12 +95,12 @@ def logged_requests(sessions: Sessions, target: SlatePolicy, behavior: SlatePoli
             columns[name].append(values)
         n_sessions += len(batch.users)
     arrays = {name: torch.cat(parts).numpy() for name, parts in columns.items()}
-    known, in_whole_session = arrays.pop("known"), arrays.pop("whole")
+    known, in_whole_session, ended = (arrays.pop(name) for name in ("known", "whole", "ended"))
     positions = None
     if behavior is not None:
         positions = Positions(**{field.name: arrays.pop(f"positions.{field.name}") for field in fields(Positions)})
     requests = LoggedRequests(positions=positions, **arrays)
-    return JudgedRequests(requests.take(known), in_whole_session[known], known)
+    return JudgedRequests(requests.take(known), in_whole_session[known], known, bool(ended.any()))
 
 
 @dataclass(frozen=True)

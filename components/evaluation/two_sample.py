@@ -76,23 +76,24 @@ def _organic_features(batch: SessionBatch) -> dict[str, Float[Tensor, " B"]]:
     return {"the same item again": same.sum(1) / turned, "an item of before": repeated.sum(1) / turned}
 
 
-def judged_pairs(real: SessionBatch, generated: SessionBatch) -> Bool[Tensor, " B"]:
-    """Pairs of which both ends are known, and all responses of the real session."""
-    answered = (real.observed | (real.slates == 0)).flatten(1).all(1)
-    return real.left.any(1) & generated.left.any(1) & real.rewarded & answered
+def judged_pairs(real: SessionBatch, generated: SessionBatch, *, ends_known: bool = True) -> Bool[Tensor, " B"]:
+    """Pairs of which both ends are known, where any is, and all responses of the real session."""
+    answered = real.rewarded & (real.observed | (real.slates == 0)).flatten(1).all(1)
+    return answered & real.left.any(1) & generated.left.any(1) if ends_known else answered
 
 
 def two_sample_test(
-    real: SessionBatch, generated: SessionBatch, generator: np.random.Generator
+    real: SessionBatch, generated: SessionBatch, generator: np.random.Generator, *, ends_known: bool = True
 ) -> TwoSampleTest | None:
-    """Tell generated sessions from real ones; None where too few have a known end.
+    """Tell generated sessions from real ones; None where too few can be compared, or all are alike.
 
     Args:
         real: sessions of a log that the model never saw.
         generated: row by row, sessions that replay their requests under the logging policy.
         generator: of the halves and of what trades places.
+        ends_known: false where generated sessions are as long as the real ones since nobody knows how those ended.
     """
-    pairs = judged_pairs(real, generated)
+    pairs = judged_pairs(real, generated, ends_known=ends_known)
     true, made = (session_features(batch.select(pairs)) for batch in (real, generated))
     names = [name for name in true if name in made]
     return tell_apart(
@@ -111,9 +112,9 @@ def tell_apart(
     names: list[str],
     generator: np.random.Generator,
 ) -> TwoSampleTest | None:
-    """The test on features of S pairs; None where fewer than four users have any."""
+    """The test on features of S pairs; None where fewer than four users have any, or no feature varies."""
     found, codes = np.unique(users, return_inverse=True)
-    if len(found) < 4:
+    if len(found) < 4 or (np.concatenate([real, generated]) == real[:1]).all():
         return None
     learned = (generator.permutation(len(found)) < len(found) // 2)[codes]
     pooled = np.concatenate([real[learned], generated[learned]])

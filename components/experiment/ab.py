@@ -65,6 +65,10 @@ class AbResult(BaseModel):
         description="How means were adjusted by what users earned before the A/B; None where they were not.",
     )
     guardrails: tuple[Guardrail, ...] = Field(default=(), description="Metrics that the treatment must not harm.")
+    replayed: tuple[Metric, ...] = Field(
+        default=(),
+        description="Metrics that simulated sessions take from logged ones, whatever the policy: they tell nothing.",
+    )
     sequence: ConfidenceSequence | None = Field(
         default=None, description="Looks at the difference, day by day and without adjustment."
     )
@@ -91,6 +95,12 @@ class AbResult(BaseModel):
         if self.sequence is None:
             return None
         return judge_guardrail(guardrail, margin, level, self.sequence.planned_sessions)
+
+    @model_validator(mode="after")
+    def _only_simulations_replay(self) -> "AbResult":
+        if self.replayed and self.label != "simulated in a world model":
+            raise ValueError(f"replayed: {self.replayed[0].value} in an A/B that is {self.label!r}; expected none")
+        return self
 
     @model_validator(mode="after")
     def _conclusive_by_its_interval(self) -> "AbResult":
@@ -135,6 +145,7 @@ def analyze_ab(
     confidence: float = 0.95,
     covariate: Float[np.ndarray, " S"] | None = None,
     metrics: Mapping[Metric, Float[np.ndarray, " S"]] | None = None,
+    replayed: tuple[Metric, ...] = (),
     day: Int[np.ndarray, " S"] | None = None,
     planned_sessions: int | None = None,
     looked_early: bool = False,
@@ -152,6 +163,7 @@ def analyze_ab(
         confidence: of the intervals.
         covariate: mean reward of each session's user before the A/B, NaN where the user is new; reduces the variance.
         metrics: guarded metrics of each session.
+        replayed: of them, those that the sessions took from a log whatever the policy; they are not compared.
         day: of each session, from 0; the difference is then looked at as it stood at each day's end.
         planned_sessions: sessions of both arms that were planned before the A/B began; those that there are, where
             nothing is given.
@@ -246,7 +258,9 @@ def analyze_ab(
                 control=arm_sums(codes[~treated], values[~treated]).mean(),
             )
             for metric, values in (metrics or {}).items()
+            if metric not in replayed
         ),
+        replayed=replayed,
         sequence=sequence,
         looked_early=looked_early,
     )

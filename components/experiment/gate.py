@@ -398,6 +398,10 @@ def _guardrails(evidence: GateEvidence, config: GateConfig) -> Iterator[Reason]:
     seen = {guardrail.metric: guardrail for guardrail in ab.guardrails}
     for metric in Metric:
         check, margin = f"guardrail {metric.value.replace('_', ' ')}", config.guardrails.of(metric)
+        if metric in ab.replayed:
+            text = f"The {metric.text}: simulated sessions took it from the logged ones, so it tells nothing."
+            yield _reason(check, text, passed=False, otherwise=Outcome.CANARY)
+            continue
         if metric not in seen:
             yield _reason(check, f"The A/B does not tell of the {metric.text}.", passed=False)
             continue
