@@ -11,6 +11,9 @@ enough sessions every model fails that test; how far the AUC lies from 0.5 is th
 is clustered by user (Obuchowski, Biometrics 1997): with F, G the distributions of real and generated scores,
 
     ψ_u = Σ_{generated i of u} (F(i) − AUC) / n + Σ_{real j of u} (1 − G(j) − AUC) / n,    Var = U / (U − 1) Σ_u ψ_u²
+
+Where most sessions are alike there is little to tell. If shares a of the real and b of the generated ones have the very
+same features, those pairs are ties, which count by half, and no classifier has an AUC above 1 − ab / 2.
 """
 
 import numpy as np
@@ -42,6 +45,12 @@ class TwoSampleTest(BaseModel):
     n_pairs: int = Field(ge=2, description="Real sessions judged, each with the generated one that replays it.")
     n_users: int = Field(ge=2, description="Users of them: the clusters of the interval.")
     strongest: str = Field(description="The feature that weighs most in telling them apart.")
+    largest: float = Field(
+        default=1.0,
+        ge=0.5,
+        le=1,
+        description="Largest AUC that any classifier could have on features of these sessions.",
+    )
 
 
 def session_features(batch: SessionBatch) -> dict[str, Float[Tensor, " B"]]:
@@ -132,7 +141,16 @@ def tell_apart(
         n_pairs=int((~learned).sum()),
         n_users=len(np.unique(codes[~learned])),
         strongest=names[int(np.abs(weights).argmax())],
+        largest=_largest_area(real[~learned], generated[~learned]),
     )
+
+
+def _largest_area(real: Float[np.ndarray, "S F"], generated: Float[np.ndarray, "S F"]) -> float:
+    """1 − ab / 2, with a and b the shares of sessions that have the features which most sessions have."""
+    _, codes = np.unique(np.concatenate([real, generated]), axis=0, return_inverse=True)
+    most = np.bincount(codes.ravel()).argmax()
+    alike = codes.ravel() == most
+    return 1.0 - float(alike[: len(real)].mean() * alike[len(real) :].mean()) / 2
 
 
 def _logistic(x: Float[np.ndarray, "N F"], y: Float[np.ndarray, " N"]) -> Float[np.ndarray, " F"]:

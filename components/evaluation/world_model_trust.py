@@ -398,6 +398,13 @@ def _told_apart(test: TwoSampleTest | None, config: TrustConfig) -> TrustPart:
     if test is None:
         text = "Whether generated sessions look real cannot be tested: too few can be compared, or all are alike."
         return right_or_wrong(name, False, text)
+    if max(test.largest, test.upper) <= config.max_two_sample_auc:
+        # No classifier could make it fail, so it must not pass.
+        return unknown(
+            name,
+            f"Most sessions are alike, such as without any click, so no classifier could tell generated from real ones "
+            f"with an AUC above {test.largest:.3f} (limit {config.max_two_sample_auc:g}).",
+        )
     return limited(
         name,
         max(test.upper - 0.5, 0.0),

@@ -77,6 +77,17 @@ def test_what_never_varies_is_no_test() -> None:
     assert tell_apart(alike, alike, np.arange(50), ["length", "clicks"], np.random.default_rng(0)) is None
 
 
+def test_no_classifier_tells_more_apart_than_sessions_differ() -> None:
+    """One click in fifty against one in five: with 0.98 and 0.8 without any, at most 1 − 0.98 · 0.8 / 2."""
+    real, generated = np.zeros((2, 1_000, 1))
+    real[::50], generated[::5] = 1.0, 1.0
+    test = told_apart(real, generated)
+    assert test.largest == pytest.approx(1 - 0.98 * 0.8 / 2, abs=0.02)
+    assert test.auc == pytest.approx(0.5 + (0.2 - 0.02) / 2, abs=0.02)
+    varied = np.random.default_rng(0).normal(size=(2, 400, 1))
+    assert told_apart(*varied).largest == pytest.approx(1.0, abs=1e-4)
+
+
 def test_where_no_end_is_known_what_was_answered_is_compared(storefront_log: Log) -> None:
     (sessions,) = SessionReader(storefront_log, Vocabulary.fit(storefront_log)).batches(400)
     endless = type(sessions)(**sessions.columns() | {"left": torch.zeros_like(sessions.left)})

@@ -143,6 +143,25 @@ def test_generated_sessions_must_be_known_to_look_real_whatever_the_p_value(
     assert passed(trust) is looks_real
 
 
+@pytest.mark.parametrize(
+    ("largest", "upper", "told"), [(0.55, 0.53, None), (0.6, 0.53, None), (0.61, 0.53, True), (0.55, 0.65, False)]
+)
+def test_a_test_that_no_classifier_could_make_fail_does_not_pass(
+    largest: float, upper: float, told: bool | None
+) -> None:
+    trust = judge_trust(
+        click_nats=0.3,
+        baseline=("popularity", 0.4),
+        calibrations=(),
+        sessions=(SAME,),
+        two_sample=ALIKE.model_copy(update={"largest": largest, "upper": upper}),
+        with_reward=False,
+        discriminator_accuracy=None,
+        config=TrustConfig(),
+    )
+    assert {part.name: part.passed for part in trust.parts}["two-sample test"] is told
+
+
 HEARD = GeneratedAgainstReal(quantity="reward of a request", real=0.4, generated=0.4, gap=0.0, standard_error=0.01)
 
 
