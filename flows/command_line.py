@@ -198,7 +198,7 @@ def evaluate_policy(
     from components.interactions.log_folder import open_log
     from components.policies.policy_folder import load_policy
     from flows.config import LoopConfig
-    from flows.stages import about_log, estimate, not_identified, read_to_judge
+    from flows.stages import about_log, estimate, not_identified, read_to_judge, sessions_not_identified
 
     opened = open_log(log)
     if Path(policy).is_dir():
@@ -214,7 +214,8 @@ def evaluate_policy(
         estimates = [NotIdentified(policy=name, estimand=Estimand.ONE_REQUEST, reason=reason)]
     else:
         about = about_log(reader, name)
-        estimates = [*estimate(logged_requests(reader, stored.policy, about["ratio"]), about)]
+        judged = logged_requests(reader, stored.policy, about["ratio"])
+        estimates = [*estimate(judged, about), *sessions_not_identified(judged, name)]
     if as_json:
         print(json.dumps([part.model_dump(mode="json") for part in estimates], indent=2))
     else:

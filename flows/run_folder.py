@@ -12,7 +12,6 @@ from components.evaluation.exploit_probes import ExploitProbes
 from components.evaluation.policy_value import NotIdentified, PolicyValue
 from components.evaluation.trust_score import TrustScore
 from components.evaluation.world_model_trust import WorldModelTrust
-from components.experiment.ab import AbResult
 from components.experiment.evidence import GateEvidence
 from components.experiment.gate import Decision
 from components.experiment.ledger import LedgerSummary, enter
@@ -25,7 +24,7 @@ from flows.lineage import code_digest, git_commit, lock_digest
 from flows.report import write_report
 from flows.run_record import Evidence, Lineage, Package, Release, RunSummary, SplitSummary, outcome_of
 from flows.stage_store import MANIFEST, StageManifest, StageRef, clear_abandoned, staging_beside
-from flows.stages import BASELINE, POLICY, Estimates, read_curves, read_decision
+from flows.stages import BASELINE, POLICY, Estimates, read_ab, read_curves, read_decision
 from flows.tasks import Run
 
 
@@ -190,7 +189,7 @@ def _evidence(run: Run, manifest: Manifest, stages: dict[str, Path], ledger: Led
         support=estimates.support,
         propensity_check=estimates.propensity_check,
         ranking=estimates.ranking,
-        ab=AbResult.model_validate_json((stages["ab-test"] / "ab.json").read_bytes()),
+        ab=read_ab(stages["ab-test"]),
         ledger=ledger,
         seconds={
             name: StageManifest.model_validate_json((folder / MANIFEST).read_bytes()).seconds

@@ -68,12 +68,14 @@ from components.evaluation.weights import ess_floor
 from components.evaluation.world_model_trust import (
     WorldModelTrust,
     baseline_nats,
+    compare_requests,
     compare_sessions,
     judge_trust,
     response_calibrations,
+    tells_of_ends,
 )
 from components.evaluation.world_model_value import item_rewards
-from components.experiment.ab import AbLabel, AbResult, analyze_ab, assign_arm
+from components.experiment.ab import FEWEST_USERS, AbLabel, AbResult, analyze_ab, assign_arm
 from components.experiment.evidence import GateEvidence, TrustSummary
 from components.experiment.gate import Decision, decide
 from components.experiment.guardrails import Metric, session_metrics
@@ -112,7 +114,8 @@ GATING, CROSS_CHECK = "one-request NCIS", "DR"
 PROBED_SESSIONS = 2_000
 #: Steps from the logging policy (0) to the trained one (1) at which milder forms of the challenger are probed.
 PROBED_STRENGTHS = (0.25, 0.5, 1.0)
-CURVES = "curves.json"
+CURVES, AB = "curves.json", "ab.json"
+_AB_RESULT: TypeAdapter[AbResult | None] = TypeAdapter(AbResult | None)
 #: Below the behavior stage: the cross-fitted estimate of log_probs, where a log needs one.
 CROSS_FITTED = "cross-fitted"
 #: Sessions on which the consistency of log_probs is tested; drawn at random where a log has more.
@@ -189,9 +192,11 @@ def fit_behavior(config: LoopConfig, split: Path, users: Path, out: Path, progre
     stored = load_user_model(users)
     train = SessionReader(open_log(split / TRAIN), stored.vocabulary)
     policy = _new_policy(config, stored, train, NeuralSlatePolicy)
-    if _needs_propensities(train):
+    judged = (SessionReader(open_log(split / name), stored.vocabulary) for name in (TRAIN, VALIDATION, TEST))
+    if any(map(_needs_propensities, judged)):
         fitted = cross_fit(policy, train, config.behavior, config.seed, progress)
-        save_cross_fitted(fitted, config.loop, stored.vocabulary, out / CROSS_FITTED)
+        if fitted is not None:
+            save_cross_fitted(fitted, config.loop, stored.vocabulary, out / CROSS_FITTED)
     history = _fit_behavior(config, policy, train, progress)
     policy.strength.fill_(0.0)
     _save(config, policy, stored.vocabulary, "behavior", out)
@@ -221,7 +226,7 @@ def read_to_judge(log: Log, stored: StoredPolicy, config: LoopConfig, progress: 
         torch.manual_seed(config.seed)
         untrained = NeuralSlatePolicy(stored.policy.features, log.manifest.slate_size)
     behavior = cross_fit(untrained, reader, config.behavior, config.seed, progress)
-    return EstimatedReader(log, stored.description.vocabulary, behavior)
+    return _open_to_judge(log, stored.description.vocabulary, behavior)
 
 
 @stage("world-model", "adversarial", "trust", "candidates", "slate_size", "ab")
@@ -385,7 +390,8 @@ def estimate_policies(
             requests = judged_requests.requests
             generator = torch.Generator().manual_seed(config.seed)
             slates = sample_slates(reader, stored.policy, users, log.manifest.reward, generator, logging)
-            estimates.extend(estimate(judged_requests, about, slates))
+            made = estimate(judged_requests, about, slates)
+            estimates.extend((*made, *sessions_not_identified(judged_requests, name)))
             support.append(support_distance(name, requests, stored.policy, logging, _probed_sessions(config, reader)))
             if folder == policy:
                 caps = cap_sensitivity(requests, **about)
@@ -400,7 +406,9 @@ def estimate_policies(
         next(
             part
             for part in estimates
-            if part.policy == POLICY and (isinstance(part, NotIdentified) or part.estimator == estimator)
+            if part.policy == POLICY
+            and part.estimand is Estimand.ONE_REQUEST
+            and (isinstance(part, NotIdentified) or part.estimator == estimator)
         )
         for estimator in (GATING, CROSS_CHECK)
     )
@@ -449,7 +457,14 @@ def not_identified(reader: SessionReader) -> str | None:
     evidence = reader.log.manifest.evidence
     # A click log has no rewards to read: its evidence alone says that nothing is identified.
     rewards = np.zeros(0) if evidence is EvidenceLevel.CLICKS else known_rewards(reader)
-    return identify(evidence, rewards, propensities_estimated=reader.propensities_estimated)
+    reason = identify(evidence, rewards, propensities_estimated=reader.propensities_estimated)
+    if reason is not None and identify(evidence, rewards, propensities_estimated=True) is None:
+        # Log_probs are all that is missing, and from more users they would have been estimated.
+        return (
+            "The log does not say with which probability its slates were shown, and too few users were logged to "
+            "estimate it: some fit the estimate, others calibrate it, and others are left out."
+        )
+    return reason
 
 
 def about_log(reader: SessionReader, name: str) -> About:
@@ -470,7 +485,7 @@ def estimate(judged: JudgedRequests, about: About, slates: SampledSlates | None 
         if known.log_ratios is not None:
             estimates.append(point_ncis(requests, known.log_ratios, **of_slates))
     estimates += [importance_sampling(requests, **about), fixed_cap_ncis(requests, **about)]
-    if judged.in_whole_session.any():
+    if judged.in_whole_session.any() and judged.ends_known:
         estimates += [
             estimator(judged.whole_sessions, **of_slates)
             for estimator in (
@@ -481,6 +496,14 @@ def estimate(judged: JudgedRequests, about: About, slates: SampledSlates | None 
             )
         ]
     return [part.model_copy(update={"unknown_share": 1.0 - part.n_requests / len(judged.known)}) for part in estimates]
+
+
+def sessions_not_identified(judged: JudgedRequests, name: str) -> list[NotIdentified]:
+    """Why a log cannot tell what a policy's sessions are worth, where it tells what its requests are."""
+    if judged.ends_known:
+        return []
+    reason = "No session is known to have ended: its user may have gone on, so what a session earns cannot be known."
+    return [NotIdentified(policy=name, estimand=Estimand.SESSION, reason=reason)]
 
 
 @stage("probes", "trust", "gate", "candidates", "slate_size")
@@ -577,12 +600,14 @@ def run_ab(config: LoopConfig, split: Path, policy: Path, baseline: Path, out: P
 
     The storefront is its own judge, and since its users wrote the log, what they earned there reduces the variance.
     For a real log the judge is a world model of users that nothing else has seen; simulated users have no past.
-    Nobody can act on a simulated A/B before its end, so its looks are shown and the planned end counts.
+    Nobody can act on a simulated A/B before its end, so its looks are shown and the planned end counts. An arm of fewer
+    than two users gives no result.
     """
     treatment, control = load_policy(policy), load_policy(baseline)
     label: AbLabel
     environment: Environment[Any]
     past: Float[np.ndarray, " U"] | None = None
+    replayed: tuple[Metric, ...] = ()
     if isinstance(config.source, storefront.Config):
         environment = storefront.Storefront(config.source)
         label = "true simulator"
@@ -606,15 +631,21 @@ def run_ab(config: LoopConfig, split: Path, policy: Path, baseline: Path, out: P
         environment = world = _world_model(config, judge, SessionReader(open_log(split / HOLDOUT), judge.vocabulary))
         label = "simulated in a world model"
         names = world.pool.user_ids
+        if not judge.user_model.knows_leaving:
+            replayed = (Metric.SESSION_LENGTH, Metric.FIRST_REQUEST_EXITS)
     generator = torch.Generator().manual_seed(config.seed + 2)
     users = torch.randint(len(names), (config.ab.sessions,), generator=generator)
     treated = assign_arm(names.to_list(), salt=config.ab.salt, share=config.ab.treatment_share)[users.numpy()]
+    codes = names.rank("dense").to_numpy()[users.numpy()]
+    if min(len(np.unique(codes[arm])) for arm in (treated, ~treated)) < FEWEST_USERS:
+        _write_ab(out, None)
+        return
     progress("A/B", 0.5)
     rewards, metrics = _ab_sessions(
         environment, treatment.policy, control.policy, users, treated, generator, config.ab.max_steps
     )
     result = analyze_ab(
-        names.rank("dense").to_numpy()[users.numpy()],
+        codes,
         rewards,
         treated,
         label=label,
@@ -623,10 +654,11 @@ def run_ab(config: LoopConfig, split: Path, policy: Path, baseline: Path, out: P
         planned_share=config.ab.treatment_share,
         covariate=None if past is None else past[users.numpy()],
         metrics=metrics,
+        replayed=replayed,
         day=np.arange(len(users)) * config.ab.days // len(users),
         planned_sessions=config.ab.sessions,
     )
-    (out / "ab.json").write_text(result.model_dump_json(indent=2))
+    _write_ab(out, result)
 
 
 def _ab_sessions(
@@ -678,10 +710,15 @@ def judge_evidence(
         offline=judged.gating,
         cross_check=judged.cross_check,
         propensities=judged.propensity_check,
-        ab=AbResult.model_validate_json((ab / "ab.json").read_bytes()),
+        ab=read_ab(ab),
     )
     (out / "decision.json").write_text(decide(evidence, config.gate).model_dump_json(indent=2))
     (out / "evidence.json").write_text(evidence.model_dump_json(indent=2))
+
+
+def read_ab(folder: Path) -> AbResult | None:
+    """The result of an A/B that a stage left; None where there were too few users for one."""
+    return _AB_RESULT.validate_json((folder / AB).read_bytes())
 
 
 def read_decision(folder: Path) -> Decision:
@@ -784,7 +821,11 @@ def _judge_world_model(
     test: SessionReader,
     discriminator_accuracy: float | None,
 ) -> WorldModelTrust:
-    """The trust report, with sessions generated over the requests of test sessions: only who answers differs."""
+    """The trust report, with sessions generated over the requests of test sessions: only who answers differs.
+
+    A model that never learned who leaves replays the length of sessions. Where the test log tells no more, requests are
+    compared in place of sessions; where it does, the model lacks what could be known, and nothing stands in for it.
+    """
     model, world = stored.user_model, _world_model(config, stored, test)
     generator = torch.Generator().manual_seed(config.seed)
     replayed = torch.randperm(world.n_users, generator=generator)[: config.trust.sessions]
@@ -792,6 +833,8 @@ def _judge_world_model(
     generated = rollout(world, logging, replayed, generator, config.ab.max_steps)
     likelihood = evaluate_likelihood(model, test)
     with_reward = test.log.manifest.slate_size > 0
+    ends_learned = bool(model.knows_leaving)
+    by_request = not ends_learned and with_reward and not tells_of_ends(test)
     return judge_trust(
         click_nats=likelihood.per_click,
         baseline=baseline_nats(model, test, stored.vocabulary.counts()),
@@ -800,11 +843,16 @@ def _judge_world_model(
             [batch.first_steps(config.ab.max_steps) for batch in test.batches(1_024)],
             generated,
             with_reward=with_reward,
-        ),
-        two_sample=two_sample_test(real, generated, np.random.default_rng(config.seed)),
+        )
+        if ends_learned
+        else (),
+        two_sample=two_sample_test(real, generated, np.random.default_rng(config.seed), ends_known=ends_learned)
+        if ends_learned or by_request
+        else None,
         with_reward=with_reward,
         discriminator_accuracy=discriminator_accuracy,
         config=config.trust,
+        requests=compare_requests(model, test) if by_request else None,
     )
 
 
@@ -820,6 +868,10 @@ def _save(
 ) -> None:
     description = PolicyDescription(name=name, loop=config.loop, shape=shape_of(policy), vocabulary=vocabulary)
     save_policy(StoredPolicy(description, policy), out)
+
+
+def _write_ab(out: Path, result: AbResult | None) -> None:
+    (out / AB).write_bytes(_AB_RESULT.dump_json(result, indent=2))
 
 
 def _write_curves(out: Path, curves: list[Curve]) -> None:

@@ -93,7 +93,8 @@ def plan_tables(plan: "AbPlan") -> Group:
         sizes.add_row(name, *(f"{count:,}" for count in counts))
     curve = _plain_table("by day", "users", "finds, looked at once", "finds, looked at any day")
     for day in plan.curve:
-        curve.add_row(f"{day.day:,}", f"{day.users:,}", f"{day.fixed:+.1%}", f"{day.sequential:+.1%}")
+        found = ("no gain" if effect is None else f"{effect:+.1%}" for effect in (day.fixed, day.sequential))
+        curve.add_row(f"{day.day:,}", f"{day.users:,}", *found)
     return Group(
         Text(
             f"To find a gain of {design.relative_effect:.1%} with {design.power:.0%} probability, where equal policies "

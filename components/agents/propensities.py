@@ -25,7 +25,6 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from components.agents.behavior import BehaviorConfig, train_behavior
-from components.errors import InputError
 from components.interactions.batching import SessionBatch, SessionReader, SessionTable
 from components.interactions.log_folder import Log
 from components.interactions.vocabulary import Vocabulary
@@ -113,8 +112,10 @@ class EstimatedReader(SessionReader):
 
 def cross_fit(
     untrained: NeuralSlatePolicy, train: SessionReader, config: BehaviorConfig, seed: int, progress: Progress
-) -> CrossFittedBehavior:
-    """Fit one logging policy for each fold of users, on users of the other folds.
+) -> CrossFittedBehavior | None:
+    """Fit one logging policy for each fold of users, on users of the other folds; None where the users are too few.
+
+    Some have to fit each fold's policy, others to calibrate it.
 
     Args:
         untrained: copied for each fold; its features are fitted, its behavior part is not.
@@ -122,10 +123,11 @@ def cross_fit(
         config: how each is fitted, and the number of folds.
         seed: of the order of training.
         progress: told after each pass.
-
-    Raises:
-        InputError: the log has too few users to leave some out, fit on some and calibrate on others.
     """
+    users = torch.cat([batch.users for batch in train.batches(BATCH_SESSIONS)])
+    roles = [(fold, calibrates) for fold in range(config.folds) for calibrates in (False, True)]
+    if not all(_has_role(users, fold, config.folds, calibrates).any() for fold, calibrates in roles):
+        return None
     policies, calibrations = [], []
     for fold in range(config.folds):
         policy = copy.deepcopy(untrained)
@@ -178,11 +180,6 @@ def _calibrate(
         n_requests += len(places)
         if n_requests >= CALIBRATING_REQUESTS:
             break
-    if not held_out:
-        raise InputError(
-            f"{train.log.path}: has too few users to estimate with which probability its slates were shown; some fit, "
-            "others calibrate, and others are left out"
-        )
 
     def nats(log_temperature: float) -> float:
         inverse = math.exp(-log_temperature)

@@ -39,6 +39,8 @@ class JudgedRequests:
     """Whether the rewards of the request's whole session are known."""
     known: Bool[np.ndarray, " L"]
     """Which of the log's requests these are."""
+    ends_known: bool
+    """Whether any session is known to have ended: where none is, what a session earns is not known."""
 
     @property
     def whole_sessions(self) -> LoggedRequests:
@@ -97,6 +99,7 @@ def logged_requests(
             "target_log_probs": target_log_probs.sum(1),
             "known": batch.reward_known[mask],
             "whole": batch.rewarded[rows],
+            "ended": batch.left[mask],
             "behavior_log_probs": batch.log_probs[mask],
             "user": batch.users[rows],
             "session": rows + n_sessions,
@@ -105,12 +108,12 @@ def logged_requests(
             columns[name].append(values)
         n_sessions += len(batch.users)
     arrays = {name: torch.cat(parts).numpy() for name, parts in columns.items()}
-    known, in_whole_session = arrays.pop("known"), arrays.pop("whole")
+    known, in_whole_session, ended = (arrays.pop(name) for name in ("known", "whole", "ended"))
     positions = None
     if ratio is RatioAssumption.CASCADE:
         positions = Positions(**{field.name: arrays.pop(f"positions.{field.name}") for field in fields(Positions)})
     requests = LoggedRequests(positions=positions, **arrays)
-    return JudgedRequests(requests.take(known), in_whole_session[known], known)
+    return JudgedRequests(requests.take(known), in_whole_session[known], known, bool(ended.any()))
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,9 @@ enough sessions every model fails that test; how far the AUC lies from 0.5 is th
 is clustered by user (Obuchowski, Biometrics 1997): with F, G the distributions of real and generated scores,
 
     ψ_u = Σ_{generated i of u} (F(i) − AUC) / n + Σ_{real j of u} (1 − G(j) − AUC) / n,    Var = U / (U − 1) Σ_u ψ_u²
+
+Where most sessions are alike there is little to tell. If shares a of the real and b of the generated ones have the very
+same features, those pairs are ties, which count by half, and no classifier has an AUC above 1 − ab / 2.
 """
 
 import numpy as np
@@ -42,6 +45,12 @@ class TwoSampleTest(BaseModel):
     n_pairs: int = Field(ge=2, description="Real sessions judged, each with the generated one that replays it.")
     n_users: int = Field(ge=2, description="Users of them: the clusters of the interval.")
     strongest: str = Field(description="The feature that weighs most in telling them apart.")
+    largest: float = Field(
+        default=1.0,
+        ge=0.5,
+        le=1,
+        description="Largest AUC that any classifier could have on features of these sessions.",
+    )
 
 
 def session_features(batch: SessionBatch) -> dict[str, Float[Tensor, " B"]]:
@@ -76,23 +85,24 @@ def _organic_features(batch: SessionBatch) -> dict[str, Float[Tensor, " B"]]:
     return {"the same item again": same.sum(1) / turned, "an item of before": repeated.sum(1) / turned}
 
 
-def judged_pairs(real: SessionBatch, generated: SessionBatch) -> Bool[Tensor, " B"]:
-    """Pairs of which both ends are known, and all responses of the real session."""
-    answered = (real.observed | (real.slates == 0)).flatten(1).all(1)
-    return real.left.any(1) & generated.left.any(1) & real.rewarded & answered
+def judged_pairs(real: SessionBatch, generated: SessionBatch, *, ends_known: bool = True) -> Bool[Tensor, " B"]:
+    """Pairs of which both ends are known, where any is, and all responses of the real session."""
+    answered = real.rewarded & (real.observed | (real.slates == 0)).flatten(1).all(1)
+    return answered & real.left.any(1) & generated.left.any(1) if ends_known else answered
 
 
 def two_sample_test(
-    real: SessionBatch, generated: SessionBatch, generator: np.random.Generator
+    real: SessionBatch, generated: SessionBatch, generator: np.random.Generator, *, ends_known: bool = True
 ) -> TwoSampleTest | None:
-    """Tell generated sessions from real ones; None where too few have a known end.
+    """Tell generated sessions from real ones; None where too few can be compared, or all are alike.
 
     Args:
         real: sessions of a log that the model never saw.
         generated: row by row, sessions that replay their requests under the logging policy.
         generator: of the halves and of what trades places.
+        ends_known: false where generated sessions are as long as the real ones since nobody knows how those ended.
     """
-    pairs = judged_pairs(real, generated)
+    pairs = judged_pairs(real, generated, ends_known=ends_known)
     true, made = (session_features(batch.select(pairs)) for batch in (real, generated))
     names = [name for name in true if name in made]
     return tell_apart(
@@ -111,9 +121,9 @@ def tell_apart(
     names: list[str],
     generator: np.random.Generator,
 ) -> TwoSampleTest | None:
-    """The test on features of S pairs; None where fewer than four users have any."""
+    """The test on features of S pairs; None where fewer than four users have any, or no feature varies."""
     found, codes = np.unique(users, return_inverse=True)
-    if len(found) < 4:
+    if len(found) < 4 or (np.concatenate([real, generated]) == real[:1]).all():
         return None
     learned = (generator.permutation(len(found)) < len(found) // 2)[codes]
     pooled = np.concatenate([real[learned], generated[learned]])
@@ -131,7 +141,16 @@ def tell_apart(
         n_pairs=int((~learned).sum()),
         n_users=len(np.unique(codes[~learned])),
         strongest=names[int(np.abs(weights).argmax())],
+        largest=_largest_area(real[~learned], generated[~learned]),
     )
+
+
+def _largest_area(real: Float[np.ndarray, "S F"], generated: Float[np.ndarray, "S F"]) -> float:
+    """1 − ab / 2, with a and b the shares of sessions that have the features which most sessions have."""
+    _, codes = np.unique(np.concatenate([real, generated]), axis=0, return_inverse=True)
+    most = np.bincount(codes.ravel()).argmax()
+    alike = codes.ravel() == most
+    return 1.0 - float(alike[: len(real)].mean() * alike[len(real) :].mean()) / 2
 
 
 def _logistic(x: Float[np.ndarray, "N F"], y: Float[np.ndarray, " N"]) -> Float[np.ndarray, " F"]:

@@ -4,23 +4,29 @@ Held-out likelihood against the best constant rate, calibration (does what is pr
 clicks, purchases and leaving, and generated sessions against the real ones whose requests they replay, both under the
 logging policy: length and reward, and whether a classifier tells them apart (`two_sample`). What it says of other
 policies is asked in `exploit_probes`; `trust_score` puts the parts together.
+
+Where a log never tells whether a user went on, neither does its world model: generated sessions are as long as those
+that they replay. Lengths then compare nothing, and what a session earns is not known. What single requests earn and
+where they are clicked is, and has to agree instead.
 """
 
 from collections.abc import Callable
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from components.environments.rollout import position_rewards
 from components.errors import InputError
-from components.evaluation.trust_score import TrustPart, limited, right_or_wrong
+from components.evaluation.trust_score import TrustPart, limited, right_or_wrong, unknown
 from components.evaluation.two_sample import TwoSampleTest
 from components.interactions.batching import SessionBatch, SessionReader
 from components.world_model.user_model import FlatRequests, UserModel, next_items
 
 LENGTH, REWARD = "requests of a session", "reward of a session"
+REQUEST_REWARD, CLICKS_AT = "reward of a request", "clicks at position {}"
 N_BINS = 10
 BATCH_SESSIONS = 1_024
 
@@ -37,8 +43,8 @@ class TrustConfig(BaseModel):
         default=0.15,
         gt=0,
         le=0.15,
-        description="Largest relative gap between generated and real sessions in mean length and reward; two standard "
-        "errors around the gap must lie within.",
+        description="Largest relative gap between generated and real sessions in mean length and reward, or between "
+        "expected and real requests where no session's end is known; two standard errors around it must lie within.",
     )
     max_two_sample_auc: float = Field(
         default=0.6,
@@ -87,7 +93,7 @@ class Calibration(BaseModel):
 
 
 class GeneratedAgainstReal(BaseModel):
-    """One mean over sessions, of real and of generated ones."""
+    """One mean over sessions, of real and of generated ones; or over requests, of what is heard and expected."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -107,9 +113,9 @@ class WorldModelTrust(BaseModel):
     baseline_nats: float = Field(description="The same of the best predictor that sees no session.")
     baseline: str = Field(description="What that predictor is.")
     calibrations: tuple[Calibration, ...]
-    sessions: tuple[GeneratedAgainstReal, ...]
+    sessions: tuple[GeneratedAgainstReal, ...] = Field(description="Of requests where no session's end is known.")
     two_sample: TwoSampleTest | None = Field(
-        description="Generated against real sessions; None where too few real ones are known to have ended."
+        description="Generated against real sessions; None where too few can be compared, or all are alike."
     )
     discriminator_accuracy: float | None = Field(
         default=None, description="Held-out share of sessions that the discriminator tells apart; 0.5 is chance."
@@ -228,6 +234,68 @@ def _ended(batch: SessionBatch) -> Bool[Tensor, " B"]:
     return batch.left.any(1)
 
 
+def tells_of_ends(sessions: SessionReader) -> bool:
+    """Whether any request of a log says if its user stayed or left."""
+    return any(bool(batch.leave_observed.any()) for batch in sessions.batches(BATCH_SESSIONS))
+
+
+@torch.inference_mode()
+def compare_requests(user_model: UserModel, reader: SessionReader) -> dict[str, GeneratedAgainstReal | None]:
+    """Mean reward of a logged request, and clicks at each position, as heard and as expected of the same slates.
+
+    With e what is expected of a request, r what was heard and g = Σ e / Σ r − 1 the gap, users are independent:
+
+        ψ_u = Σ_{i of u} (e_i − (1 + g) r_i) / Σ r,    Var g = U / (U − 1) Σ_u ψ_u²
+
+    Clicks are expected given those above them that took place. None where fewer than two users or nothing but zeros
+    were heard; a position that no slate has is left out.
+
+    Args:
+        user_model: of slates.
+        reader: a log that the model never saw.
+    """
+    reward, slate_size = reader.log.manifest.reward, user_model.slate_size
+    names = [REQUEST_REWARD, *(CLICKS_AT.format(place + 1) for place in range(slate_size))]
+    collected: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {name: [] for name in names}
+    for batch in reader.batches(BATCH_SESSIONS):
+        state, flat = user_model.encoder.states(batch), FlatRequests.of(batch)
+        users = batch.users[:, None].expand(batch.mask.shape).flatten()
+        known = flat.mask & batch.reward_known.flatten()
+        earned = position_rewards(reward, *user_model.expected_responses(state, flat.slates)).double().sum(1)
+        heard = batch.rewards.double().sum(2).flatten()
+        collected[REQUEST_REWARD].append((earned[known], heard[known], users[known]))
+        clicks = user_model.click_probabilities(state, flat.slates, flat.clicks).double()
+        for place, name in enumerate(names[1:]):
+            seen = flat.observed[:, place]
+            collected[name].append((clicks[seen, place], flat.clicks[seen, place].double(), users[seen]))
+    columns = {
+        name: [torch.cat(part).numpy() for part in zip(*parts, strict=True)] for name, parts in collected.items()
+    }
+    return {
+        name: _gap_of_requests(name, *parts)
+        for name, parts in columns.items()
+        if len(parts[0]) or name == REQUEST_REWARD
+    }
+
+
+def _gap_of_requests(
+    quantity: str, expected: Float[np.ndarray, " M"], heard: Float[np.ndarray, " M"], users: Int[np.ndarray, " M"]
+) -> GeneratedAgainstReal | None:
+    found, codes = np.unique(users, return_inverse=True)
+    total = float(heard.sum())
+    if len(found) < 2 or total == 0:
+        return None
+    gap = (float(expected.sum()) - total) / abs(total)
+    influence = np.bincount(codes, expected - heard - (gap * np.sign(total)) * heard) / total
+    return GeneratedAgainstReal(
+        quantity=quantity,
+        real=total / len(heard),
+        generated=float(expected.mean()),
+        gap=gap,
+        standard_error=float(np.sqrt(len(found) / (len(found) - 1) * np.square(influence).sum())),
+    )
+
+
 def judge_trust(
     *,
     click_nats: float,
@@ -238,11 +306,13 @@ def judge_trust(
     with_reward: bool,
     discriminator_accuracy: float | None,
     config: TrustConfig,
+    requests: dict[str, GeneratedAgainstReal | None] | None = None,
 ) -> WorldModelTrust:
     """The trust report from its parts.
 
     A gap passes where it is known to lie within the limit, chance (two standard errors) included: few sessions prove
-    nothing.
+    nothing. `requests` is given where neither log nor world model tells of a session's end; they are then judged in
+    place of the sessions, of which length and reward count neither way.
     """
     name, nats = baseline
     parts = [
@@ -261,44 +331,80 @@ def judge_trust(
             )
             for part in calibrations
         ),
-        *(
-            limited(
-                part.quantity,
-                abs(part.gap) + 2.0 * part.standard_error,
-                config.max_session_gap,
-                f"Generated sessions differ by {part.gap:+.1%} ± {2.0 * part.standard_error:.1%} in {part.quantity} "
-                f"(real {part.real:.2f}, limit {config.max_session_gap:.0%}).",
-            )
-            for part in sessions
-        ),
-    ]
-    compared = {part.quantity for part in sessions}
-    parts += [
-        right_or_wrong(
-            quantity,
-            False,
-            f"Generated sessions cannot be compared in {quantity}: too few real ones are known to have ended.",
-        )
-        for quantity in (LENGTH, *([REWARD] if with_reward else []))
-        if quantity not in compared
+        *(_session_parts(sessions, with_reward, config) if requests is None else _request_parts(requests, config)),
     ]
     return WorldModelTrust(
         click_nats=click_nats,
         baseline_nats=nats,
         baseline=name,
         calibrations=calibrations,
-        sessions=sessions,
+        sessions=sessions if requests is None else tuple(part for part in requests.values() if part is not None),
         two_sample=two_sample,
         discriminator_accuracy=discriminator_accuracy,
         parts=(*parts, _told_apart(two_sample, config)),
     )
 
 
+def _session_parts(
+    sessions: tuple[GeneratedAgainstReal, ...], with_reward: bool, config: TrustConfig
+) -> list[TrustPart]:
+    compared = {part.quantity for part in sessions}
+    return [
+        *(_gap_part(part, "Generated sessions differ", config) for part in sessions),
+        *(
+            right_or_wrong(
+                quantity,
+                False,
+                f"Generated sessions cannot be compared in {quantity}: too few are known to have ended, real ones or "
+                "those that the world model learned from.",
+            )
+            for quantity in (LENGTH, *([REWARD] if with_reward else []))
+            if quantity not in compared
+        ),
+    ]
+
+
+def _request_parts(requests: dict[str, GeneratedAgainstReal | None], config: TrustConfig) -> list[TrustPart]:
+    """One part of each quantity of requests; what sessions would be asked for cannot be known."""
+    parts = [
+        unknown(
+            LENGTH,
+            "How long sessions are cannot be compared: the log never tells whether a user went on, so generated "
+            "sessions end where the logged ones do.",
+        ),
+        unknown(REWARD, "What a session earns cannot be known either; what a request earns is compared instead."),
+    ]
+    for quantity, part in requests.items():
+        if part is None:
+            text = f"Requests cannot be compared in {quantity}: too few users, or nothing but zeros, were heard."
+            parts.append(right_or_wrong(quantity, False, text))
+        else:
+            parts.append(_gap_part(part, "What is expected of logged requests differs", config))
+    return parts
+
+
+def _gap_part(part: GeneratedAgainstReal, what: str, config: TrustConfig) -> TrustPart:
+    return limited(
+        part.quantity,
+        abs(part.gap) + 2.0 * part.standard_error,
+        config.max_session_gap,
+        f"{what} by {part.gap:+.1%} ± {2.0 * part.standard_error:.1%} in {part.quantity} "
+        f"(real {part.real:.3g}, limit {config.max_session_gap:.0%}).",
+    )
+
+
 def _told_apart(test: TwoSampleTest | None, config: TrustConfig) -> TrustPart:
     name = "two-sample test"
     if test is None:
-        text = "Whether generated sessions look real cannot be tested: too few real ones are known to have ended."
+        text = "Whether generated sessions look real cannot be tested: too few can be compared, or all are alike."
         return right_or_wrong(name, False, text)
+    if max(test.largest, test.upper) <= config.max_two_sample_auc:
+        # No classifier could make it fail, so it must not pass.
+        return unknown(
+            name,
+            f"Most sessions are alike, such as without any click, so no classifier could tell generated from real ones "
+            f"with an AUC above {test.largest:.3f} (limit {config.max_two_sample_auc:g}).",
+        )
     return limited(
         name,
         max(test.upper - 0.5, 0.0),

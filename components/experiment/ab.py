@@ -25,6 +25,8 @@ AbLabel = Literal["live", "true simulator", "simulated in a world model"]
 
 #: With which probability an A/B should find the difference that is called detectable.
 POWER = 0.8
+#: Of an arm: with one there is no variance between users.
+FEWEST_USERS = 2
 
 
 class AbResult(BaseModel):
@@ -63,6 +65,10 @@ class AbResult(BaseModel):
         description="How means were adjusted by what users earned before the A/B; None where they were not.",
     )
     guardrails: tuple[Guardrail, ...] = Field(default=(), description="Metrics that the treatment must not harm.")
+    replayed: tuple[Metric, ...] = Field(
+        default=(),
+        description="Metrics that simulated sessions take from logged ones, whatever the policy: they tell nothing.",
+    )
     sequence: ConfidenceSequence | None = Field(
         default=None, description="Looks at the difference, day by day and without adjustment."
     )
@@ -89,6 +95,12 @@ class AbResult(BaseModel):
         if self.sequence is None:
             return None
         return judge_guardrail(guardrail, margin, level, self.sequence.planned_sessions)
+
+    @model_validator(mode="after")
+    def _only_simulations_replay(self) -> "AbResult":
+        if self.replayed and self.label != "simulated in a world model":
+            raise ValueError(f"replayed: {self.replayed[0].value} in an A/B that is {self.label!r}; expected none")
+        return self
 
     @model_validator(mode="after")
     def _conclusive_by_its_interval(self) -> "AbResult":
@@ -133,6 +145,7 @@ def analyze_ab(
     confidence: float = 0.95,
     covariate: Float[np.ndarray, " S"] | None = None,
     metrics: Mapping[Metric, Float[np.ndarray, " S"]] | None = None,
+    replayed: tuple[Metric, ...] = (),
     day: Int[np.ndarray, " S"] | None = None,
     planned_sessions: int | None = None,
     looked_early: bool = False,
@@ -150,6 +163,7 @@ def analyze_ab(
         confidence: of the intervals.
         covariate: mean reward of each session's user before the A/B, NaN where the user is new; reduces the variance.
         metrics: guarded metrics of each session.
+        replayed: of them, those that the sessions took from a log whatever the policy; they are not compared.
         day: of each session, from 0; the difference is then looked at as it stood at each day's end.
         planned_sessions: sessions of both arms that were planned before the A/B began; those that there are, where
             nothing is given.
@@ -244,7 +258,9 @@ def analyze_ab(
                 control=arm_sums(codes[~treated], values[~treated]).mean(),
             )
             for metric, values in (metrics or {}).items()
+            if metric not in replayed
         ),
+        replayed=replayed,
         sequence=sequence,
         looked_early=looked_early,
     )
@@ -252,6 +268,6 @@ def analyze_ab(
 
 def _arm_mean(user: Int[np.ndarray, " S"], rewards: Float[np.ndarray, " S"], name: str) -> ArmMean:
     sums = arm_sums(user, rewards)
-    if sums.n_users < 2:
-        raise InputError(f"A/B: {name} has {sums.n_users} users; an interval needs at least 2 in each arm")
+    if sums.n_users < FEWEST_USERS:
+        raise InputError(f"A/B: {name} has {sums.n_users} users; an interval needs at least {FEWEST_USERS} in each arm")
     return sums.mean()

@@ -355,7 +355,9 @@ def _gain(
 def _ab(evidence: GateEvidence, config: GateConfig) -> Reason:
     ab = evidence.ab
     if ab is None and evidence.ab_started:
-        return _reason("A/B", "An A/B was started, but its result is missing.", passed=False)
+        return _reason(
+            "A/B", "An A/B was started, but there is no result; one needs at least two users in each arm.", passed=False
+        )
     if ab is None:
         text = "There was no A/B yet; offline evidence leads to a canary at most."
         return _reason("A/B", text, passed=False, otherwise=Outcome.CANARY)
@@ -396,6 +398,10 @@ def _guardrails(evidence: GateEvidence, config: GateConfig) -> Iterator[Reason]:
     seen = {guardrail.metric: guardrail for guardrail in ab.guardrails}
     for metric in Metric:
         check, margin = f"guardrail {metric.value.replace('_', ' ')}", config.guardrails.of(metric)
+        if metric in ab.replayed:
+            text = f"The {metric.text}: simulated sessions took it from the logged ones, so it tells nothing."
+            yield _reason(check, text, passed=False, otherwise=Outcome.CANARY)
+            continue
         if metric not in seen:
             yield _reason(check, f"The A/B does not tell of the {metric.text}.", passed=False)
             continue

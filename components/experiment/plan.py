@@ -1,17 +1,28 @@
 """How long an A/B has to last: users and days from the difference that it should find.
 
-An A/B of N users, a share p of them in the treatment, knows the difference with
+A gain e, as a share of the control's mean m of a session, is taken to scale what users earn: R_u becomes (1 + e) R_u
+over the same n_u sessions. A user's influence (R_u − m n_u) / n̄ on the ratio of sums (`arm.py`) is then scaled as well,
+so an A/B of N users, a share p of them in the treatment, knows the difference with
 
-    se² = s² (1 / pN + 1 / (1 − p)N)
+    se² = s² ((1 + e)² / pN + 1 / (1 − p)N)
 
-where s is the standard deviation of a user's influence on the mean of a session, so that Var m = s² / U in an arm of U
-users. A difference δ is found with probability 1 − β at the planned end where δ = (z + z_β) se:
+where s is the standard deviation of a user's influence in the control: Var m = s² / U in an arm of U users. The gain is
+found with probability 1 − β at the planned end where e m = (z + z_β) se:
 
-    N = (z + z_β)² s² / (p (1 − p) δ²)
+    N = (z + z_β)² (s / m)² ((1 + e)² / p + 1 / (1 − p)) / e²
 
 with z = Φ⁻¹(1 − α) for a test at the planned end alone, and z the boundary of the confidence sequence at its planned
 end for one that may be looked at any day (`sequential.py`). That needs about twice the users in the worst case, and
 often fewer, since it may stop at any look: half of its A/Bs have passed where the expected difference meets the bound.
+Student's t, by which the end is judged, would ask for about z² / 2 users more, two at the default level (Guenther
+1981).
+
+What N users find solves the same equation, a quadratic in e. With a = (z + z_β)² s² / (m² p N) and b the same over
+1 − p instead of p,
+
+    e = (a + √(a + b − a b)) / (1 − a)
+
+and nothing where a ≥ 1: the treatment's spread then grows faster with its gain than the gain does.
 
 A guardrail is a difference of its margin: that of a metric which does not change is shown by as many users as would
 find such a difference. All of a gate's A/B checks pass together with probability 1 − β where each of k passes with
@@ -19,6 +30,7 @@ find such a difference. All of a gate's A/B checks pass together with probabilit
 """
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
@@ -87,8 +99,12 @@ class PlannedDay(BaseModel):
 
     day: int = Field(ge=1)
     users: int = Field(ge=1, description="Users of both arms by then.")
-    fixed: float = Field(description="Detectable effect where this day is the planned end.")
-    sequential: float = Field(description="Detectable effect of the confidence sequence at this look.")
+    fixed: float | None = Field(
+        description="Detectable effect where this day is the planned end; None where too few users came to find any."
+    )
+    sequential: float | None = Field(
+        description="Detectable effect of the confidence sequence at this look; None likewise."
+    )
 
 
 class PlannedGuardrail(BaseModel):
@@ -146,10 +162,10 @@ def plan_ab(
         raise InputError("standard deviation: 0; expected rewards that differ between users")
     margins = GuardrailMargins() if margins is None else margins
     at_end, anytime = float(stats.norm.ppf(1 - design.level)), boundary(1.0, design.level, 1.0)
-    fixed = _test(at_end, baseline, design.relative_effect, design)
-    sequential = _test(anytime, baseline, design.relative_effect, design)
-    guarded = [(metric, known, margins.of(metric)) for metric, known in (guardrails or {}).items()]
-    asked = [(baseline, design.relative_effect), *((known, margin) for _, known, margin in guarded if known.mean > 0)]
+    gain = _Question(baseline, design.relative_effect, treatment_scale=1 + design.relative_effect)
+    fixed, sequential = _test(at_end, gain, design), _test(anytime, gain, design)
+    guarded = {metric: _Question(known, margins.of(metric)) for metric, known in (guardrails or {}).items()}
+    asked = [gain, *(question for question in guarded.values() if question.baseline.mean > 0)]
     strict = design.model_copy(update={"power": 1 - (1 - design.power) / len(asked)})
     found = anytime + float(stats.norm.ppf(design.power))
     halfway = optimize.brentq(lambda share: found * math.sqrt(share) - boundary(share, design.level, 1.0), 1e-6, 1.0)
@@ -167,12 +183,12 @@ def plan_ab(
         guardrails=tuple(
             PlannedGuardrail(
                 metric=metric,
-                margin=margin,
-                test=_test(at_end, known, margin, design) if known.mean > 0 else None,
+                margin=question.relative_effect,
+                test=_test(at_end, question, design) if question.baseline.mean > 0 else None,
             )
-            for metric, known, margin in guarded
+            for metric, question in guarded.items()
         ),
-        together=max((_test(at_end, known, effect, strict) for known, effect in asked), key=lambda test: test.users),
+        together=max((_test(at_end, question, strict) for question in asked), key=lambda test: test.users),
     )
 
 
@@ -205,10 +221,21 @@ def _baseline(sessions: pl.DataFrame, column: str) -> Baseline:
     return Baseline(mean=mean.mean, standard_deviation=math.sqrt(mean.variance * mean.n_users))
 
 
-def _test(z: float, baseline: Baseline, relative_effect: float, design: AbDesign) -> PlannedTest:
-    share = design.treatment_share
-    effect = relative_effect * baseline.mean / baseline.standard_deviation if baseline.standard_deviation else math.inf
-    users = (z + float(stats.norm.ppf(design.power))) ** 2 / (share * (1 - share) * effect**2)
+@dataclass(frozen=True)
+class _Question:
+    """What an A/B should find: a share of the control's mean, with the spread that the treatment then has."""
+
+    baseline: Baseline
+    relative_effect: float
+    treatment_scale: float = 1.0
+    """Spread of the treatment over that of the control."""
+
+
+def _test(z: float, question: _Question, design: AbDesign) -> PlannedTest:
+    share, known = design.treatment_share, question.baseline
+    effect = question.relative_effect * known.mean / known.standard_deviation if known.standard_deviation else math.inf
+    spread = question.treatment_scale**2 / share + 1 / (1 - share)
+    users = (z + float(stats.norm.ppf(design.power))) ** 2 * spread / effect**2
     treatment, control = max(1, math.ceil(share * users)), max(1, math.ceil((1 - share) * users))
     return PlannedTest(
         users=treatment + control,
@@ -220,12 +247,20 @@ def _test(z: float, baseline: Baseline, relative_effect: float, design: AbDesign
 
 def _day(day: int, planned_users: int, baseline: Baseline, design: AbDesign) -> PlannedDay:
     users = day * design.users_per_day
-    share = design.treatment_share
-    error = baseline.standard_deviation / math.sqrt(share * (1 - share) * users) / baseline.mean
-    power = float(stats.norm.ppf(design.power))
     return PlannedDay(
         day=day,
         users=max(1, round(users)),
-        fixed=(float(stats.norm.ppf(1 - design.level)) + power) * error,
-        sequential=(boundary(users, design.level, planned_users) + power) * error,
+        fixed=_detectable(float(stats.norm.ppf(1 - design.level)), users, baseline, design),
+        sequential=_detectable(boundary(users, design.level, planned_users), users, baseline, design),
     )
+
+
+def _detectable(z: float, users: float, baseline: Baseline, design: AbDesign) -> float | None:
+    """The gain that so many users find, as a share of the mean; None where they find none, however large."""
+    found = (z + float(stats.norm.ppf(design.power))) * baseline.standard_deviation / baseline.mean
+    of_treatment, of_control = (
+        found**2 / (share * users) for share in (design.treatment_share, 1 - design.treatment_share)
+    )
+    if of_treatment >= 1:
+        return None
+    return (of_treatment + math.sqrt(of_treatment + of_control - of_treatment * of_control)) / (1 - of_treatment)

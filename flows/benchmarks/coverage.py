@@ -233,7 +233,9 @@ def _estimates(
     about = About(policy="member", ratio=ratio)
     for size in PARTS:
         rows = whole.requests.session < size * len(log.batch.users)
-        judged = JudgedRequests(whole.requests.take(rows), whole.in_whole_session[rows], whole.known[rows])
+        judged = JudgedRequests(
+            whole.requests.take(rows), whole.in_whole_session[rows], whole.known[rows], whole.ends_known
+        )
         for value in estimate(judged, about, None if slates is None else slates.take(rows)):
             if ratio is RatioAssumption.FULL_SLATE:
                 yield value, size

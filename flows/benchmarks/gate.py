@@ -402,7 +402,7 @@ def _figures(counts: dict[str, float], peeking: dict[str, float], plan: AbPlan) 
         "worse.released_at_all": of("worse", "released", "0", lambda value: value == 0),
         "better.true_gain": mean("better", "gain", "share, mean of the challengers"),
         "better.ab_passed_at_fixed_size": of(
-            "better", "ab_at_fixed_size", "at least 0.8 (designed)", lambda value: value >= 0.8
+            "better", "ab_at_fixed_size", "designed 0.8, at least 0.75", lambda value: value >= 0.75
         ),
         "better.passed_offline": of("better", "offline"),
         "better.promoted": of("better", "promoted", "at least 0.8", lambda value: value >= 0.8),

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 
 from components.evaluation.two_sample import TwoSampleTest, _area, session_features, tell_apart, two_sample_test
@@ -69,6 +70,31 @@ def test_a_user_who_comes_ten_times_and_is_always_alike_tells_no_more_than_once(
 def test_too_few_users_are_no_test() -> None:
     few = np.zeros((3, 1))
     assert tell_apart(few, few, np.arange(3), ["length"], np.random.default_rng(0)) is None
+
+
+def test_what_never_varies_is_no_test() -> None:
+    alike = np.ones((50, 2))
+    assert tell_apart(alike, alike, np.arange(50), ["length", "clicks"], np.random.default_rng(0)) is None
+
+
+def test_no_classifier_tells_more_apart_than_sessions_differ() -> None:
+    """One click in fifty against one in five: with 0.98 and 0.8 without any, at most 1 − 0.98 · 0.8 / 2."""
+    real, generated = np.zeros((2, 1_000, 1))
+    real[::50], generated[::5] = 1.0, 1.0
+    test = told_apart(real, generated)
+    assert test.largest == pytest.approx(1 - 0.98 * 0.8 / 2, abs=0.02)
+    assert test.auc == pytest.approx(0.5 + (0.2 - 0.02) / 2, abs=0.02)
+    varied = np.random.default_rng(0).normal(size=(2, 400, 1))
+    assert told_apart(*varied).largest == pytest.approx(1.0, abs=1e-4)
+
+
+def test_where_no_end_is_known_what_was_answered_is_compared(storefront_log: Log) -> None:
+    (sessions,) = SessionReader(storefront_log, Vocabulary.fit(storefront_log)).batches(400)
+    endless = type(sessions)(**sessions.columns() | {"left": torch.zeros_like(sessions.left)})
+    assert two_sample_test(endless, sessions, np.random.default_rng(0)) is None
+    test = two_sample_test(endless, sessions, np.random.default_rng(0), ends_known=False)
+    assert test is not None
+    assert test.auc == 0.5
 
 
 def test_a_log_is_not_told_apart_from_itself_and_its_features_need_no_model(storefront_log: Log) -> None:

@@ -141,3 +141,56 @@ def test_generated_sessions_must_be_known_to_look_real_whatever_the_p_value(
         config=TrustConfig(),
     )
     assert passed(trust) is looks_real
+
+
+@pytest.mark.parametrize(
+    ("largest", "upper", "told"), [(0.55, 0.53, None), (0.6, 0.53, None), (0.61, 0.53, True), (0.55, 0.65, False)]
+)
+def test_a_test_that_no_classifier_could_make_fail_does_not_pass(
+    largest: float, upper: float, told: bool | None
+) -> None:
+    trust = judge_trust(
+        click_nats=0.3,
+        baseline=("popularity", 0.4),
+        calibrations=(),
+        sessions=(SAME,),
+        two_sample=ALIKE.model_copy(update={"largest": largest, "upper": upper}),
+        with_reward=False,
+        discriminator_accuracy=None,
+        config=TrustConfig(),
+    )
+    assert {part.name: part.passed for part in trust.parts}["two-sample test"] is told
+
+
+HEARD = GeneratedAgainstReal(quantity="reward of a request", real=0.4, generated=0.4, gap=0.0, standard_error=0.01)
+
+
+@pytest.mark.parametrize(
+    ("heard", "test", "trusted"),
+    [
+        (HEARD, ALIKE, True),
+        (HEARD.model_copy(update={"gap": 0.1, "standard_error": 0.03}), ALIKE, False),
+        (HEARD.model_copy(update={"gap": -0.2}), ALIKE, False),
+        (None, ALIKE, False),
+        (HEARD, None, False),
+    ],
+)
+def test_where_no_end_is_known_requests_are_judged_and_sessions_count_neither_way(
+    heard: GeneratedAgainstReal | None, test: TwoSampleTest | None, trusted: bool
+) -> None:
+    trust = judge_trust(
+        click_nats=0.3,
+        baseline=("click rate of each position", 0.4),
+        calibrations=(),
+        sessions=(),
+        two_sample=test,
+        with_reward=True,
+        discriminator_accuracy=None,
+        config=TrustConfig(),
+        requests={"reward of a request": heard},
+    )
+    assert passed(trust) is trusted
+    unknown = [part for part in trust.parts if part.passed is None]
+    assert [part.name for part in unknown] == ["requests of a session", "reward of a session"]
+    assert "never tells whether a user went on" in unknown[0].text
+    assert trust.sessions == (() if heard is None else (heard,))

@@ -387,6 +387,22 @@ def test_the_world_model_is_named_with_its_score_and_its_weakest_part():
     assert reasons["exploit"] == SUPPORTED.text
 
 
+def test_what_a_simulated_ab_took_from_the_log_allows_a_canary_and_what_it_leaves_out_holds():
+    untold = ab(label=SIMULATED, guardrails=guarded()[1:])
+    assert decide(evidence(ab=untold), CONFIG).outcome is Outcome.HOLD
+    replayed = decide(evidence(ab=untold.model_copy(update={"replayed": (Metric.SESSION_LENGTH,)})), CONFIG)
+    assert replayed.outcome is Outcome.CANARY
+    reasons = {reason.check: reason for reason in replayed.reasons}
+    assert not reasons["guardrail session length"].passed
+    assert reasons["guardrail clicks"].passed
+
+
+@pytest.mark.parametrize("label", ["live", "true simulator"])
+def test_users_who_are_not_simulated_replay_nothing(label):
+    with pytest.raises(ValidationError, match="replayed: session_length in an A/B that is"):
+        AbResult.model_validate(ab(label=label).model_dump() | {"replayed": ("session_length",)})
+
+
 def test_evidence_and_decision_survive_json():
     for given_evidence in (evidence(), with_champion(), evidence(offline=unknown(), ab=None)):
         assert GateEvidence.model_validate_json(given_evidence.model_dump_json()) == given_evidence

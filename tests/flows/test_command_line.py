@@ -302,11 +302,11 @@ PLAN = ["plan-ab", "--effect", "0.1", "--mean", "2", "--sd", "3", "--users-per-d
 
 def test_an_ab_is_planned_from_numbers() -> None:
     plan = json.loads(call(*PLAN, "--json").stdout)
-    # (1.8808 + 0.8416)² · 9 · 4 / 0.2² = 6,670.4 users, and 1.96 times as many where one may look every day.
-    assert plan["fixed"] == {"users": 6_672, "treatment_users": 3_336, "control_users": 3_336, "days": 67}
+    # (1.8808 + 0.8416)² · 9 · 2 · (1.1² + 1) / 0.2² = 7,370.8 users; 1.96 times as many where one may look every day.
+    assert plan["fixed"] == {"users": 7_372, "treatment_users": 3_686, "control_users": 3_686, "days": 74}
     assert plan["inflation"] == pytest.approx(1.96, abs=0.01)
     shown = call(*PLAN).stdout
-    for words in ("6,672", "looked at any day", "1.96 times the users"):
+    for words in ("7,372", "looked at any day", "1.96 times the users"):
         assert words in shown
     assert "together" not in shown
 

@@ -79,11 +79,13 @@ def test_a_plan_shows_users_days_guardrails_and_what_each_day_finds(width: int) 
         Metric.CLICKS: Baseline(mean=1.0, standard_deviation=1.0),
         Metric.PURCHASES: Baseline(mean=0.0, standard_deviation=0.0),
     }
-    design = AbDesign(relative_effect=0.1, users_per_day=100.0)
+    design = AbDesign(relative_effect=0.4, users_per_day=10.0)
     plan = plan_ab(Baseline(mean=2.0, standard_deviation=3.0), design, seen)
     text = shown(plan_tables(plan), width)
     for test in (plan.fixed, plan.sequential, plan.together):
         assert f"{test.users:,}" in text
     assert "never seen" in text
     assert f"{plan.curve[-1].sequential:+.1%}" in text
+    assert plan.curve[0].sequential is None
+    assert "no gain" in text
     assert max(map(len, text.splitlines())) <= width
