@@ -15,16 +15,18 @@ most likely slates, best item first:
     return        clicks a session, in sessions of any length, those without a click included
     Coverage@r    |first r items of the slate ∩ the r items of largest r(s, ·)| / r, mean over the visited requests
 
+Intervals are over draws of the MDP, which differ more than methods do: differences within a draw stand beside them.
+
 Coverage is the published code's (`mdp.py`) but for one thing: that code looks for the r best items on the whole slate
 of 10, so both agree at r = 10 only. It is highest for the policy that ranks by r(s, ·), which is not the optimal one.
 
-Published sizes (`--full`): width 512, embeddings of 50, logs of 1,000 sessions, 50 epochs of likelihood in batches of 32,
-three rounds of 3 adversarial steps over 200 sessions with 5 completions, and policy steps for 50 epochs over the log,
-each beside 200 generated sessions; Adam at the published step sizes. What differs at any size: the authors stack two
-LSTMs that read clicked items alone, ours is one and reads what was shown too, and its user leaves in a step of its own;
-their user model ends sessions by a "leave" entry on the list. Their policies increase the clicked item's probability by
-its return, uncorrected; ours start from the estimated logging policy, take a baseline off the return and weigh logged
-slates by a capped importance weight. Their test draws slates and counts only sessions with a click.
+Published sizes (`--full`): width 512, embeddings of 50, logs of 1,000 sessions, 50 epochs of likelihood in batches of
+32, three rounds of 3 adversarial steps over 200 sessions with 5 completions, and policy steps for 50 epochs over the
+log, each beside 200 generated sessions; Adam at the published step sizes. What differs at any size: the authors stack
+two LSTMs that read clicked items alone, ours is one and reads what was shown too; their users leave by an entry of the
+list, ours in a step of its own. Their policies increase the clicked item's probability by its return, uncorrected; ours
+start from the estimated logging policy, take a baseline off the return and weigh logged slates by a capped importance
+weight. Their test draws slates and counts only sessions with a click.
 """
 
 from collections.abc import Callable
@@ -40,7 +42,7 @@ from torch import Tensor
 
 from components.agents.behavior import BehaviorConfig
 from components.agents.reinforce import ReinforceConfig
-from components.environments.irecgan_mdp import IRecGanMdp, MdpState, MixPolicy, myopic_policy, write_mdp_log
+from components.environments.irecgan_mdp import IRecGanMdp, MixPolicy, myopic_policy, write_mdp_log
 from components.environments.rollout import Survivors, continue_sessions, open_sessions
 from components.interactions.batching import Requests
 from components.interactions.splits import SplitConfig
@@ -169,11 +171,17 @@ def compare(context: Context, n_seeds: int) -> dict[str, tuple[Float[np.ndarray,
         parts[f"{log}_log."] = [
             context.keep(f"comparison-{log}-{seed}", partial(_learned, chosen, log, seed)) for seed in range(n_seeds)
         ]
-    return {
+    figures = {
         f"comparison.{place}{name}": (np.array([result[name] for result in results]), _unit(name))
         for place, results in parts.items()
         for name in results[0]
     }
+    for log in BEHAVIORS:
+        own, unit = figures[f"comparison.{log}_log.irecgan.return"]
+        for other in ("lstm", "pgu"):
+            than, _ = figures[f"comparison.{log}_log.{other}.return"]
+            figures[f"comparison.{log}_log.irecgan_minus_{other}.return"] = (own - than, unit)
+    return figures
 
 
 def _unit(name: str) -> str:
