@@ -32,6 +32,7 @@ from torch.nn import functional
 
 from components.environments.interface import Environment, State
 from components.environments.rollout import rollout
+from components.errors import InputError
 from components.interactions.batching import SessionBatch, SessionReader
 from components.objectives.policy_gradient import capped_weights, policy_gradient_loss
 from components.objectives.returns import discounted_returns, position_returns
@@ -139,7 +140,7 @@ def train_reinforce(
         discriminate: belief that generated requests are real; None counts all as real.
 
     Raises:
-        ValueError: neither generated nor logged sessions have a weight.
+        InputError: neither generated nor logged sessions have a weight.
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng():
@@ -157,7 +158,10 @@ def train_reinforce(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.iterations)
     use_log = logged is not None and config.logged_weight > 0
     if config.generated_weight == 0 and not use_log:
-        raise ValueError("generated_weight is 0 and there is no weighted log: there is nothing to learn from")
+        raise InputError(
+            f"reinforce.generated_weight = 0, reinforce.logged_weight = {config.logged_weight:g}: there is "
+            "nothing to learn from; expected one above 0, and for the logged one a log with log_probs"
+        )
     logged_batches = _samples_without_end(logged, config.logged_sessions, generator) if logged and use_log else None
     history = []
     for iteration in range(config.iterations):

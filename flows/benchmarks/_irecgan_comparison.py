@@ -83,9 +83,10 @@ DEFAULT = Sizes(
         loop="irecgan",
         split=SPLIT,
         encoder=EncoderConfig(cell="lstm", item_width=16, hidden_width=128),
-        reinforce=ReinforceConfig(iterations=60, sessions=200, credit="clicks", pull=0.0),
+        adversarial=AdversarialConfig(sessions=500, step_sessions=100, completions=3),
+        reinforce=ReinforceConfig(iterations=60, sessions=128, logged_sessions=128, credit="clicks", pull=0.0),
     ),
-    log_sessions=3_000,
+    log_sessions=2_000,
     judged_sessions=10_000,
 )
 #: As far as this code can express them; see above for what differs.

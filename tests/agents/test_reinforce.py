@@ -5,6 +5,7 @@ import torch
 
 from components.agents.reinforce import ReinforceConfig, _returns, train_reinforce
 from components.environments.irecgan_mdp import START, IRecGanMdp, MdpState, write_mdp_log
+from components.errors import InputError
 from components.interactions.batching import SessionReader
 from components.interactions.vocabulary import Vocabulary
 from components.policies.slate_policy import UniformPolicy
@@ -87,7 +88,7 @@ def test_it_learns_from_a_log_alone_and_then_generates_nothing(critic, tmp_path)
 
 def test_without_generated_and_logged_sessions_there_is_nothing_to_learn_from():
     mdp = IRecGanMdp(n_states=N_STATES, n_items=N_ITEMS, slate_size=SLATE, seed=1)
-    with pytest.raises(ValueError, match="nothing to learn from"):
+    with pytest.raises(InputError, match="nothing to learn from"):
         trained(mdp, SMALL.model_copy(update={"generated_weight": 0.0}))
 
 
