@@ -370,6 +370,9 @@ def run_benchmark(
     quick: Annotated[
         bool, typer.Option("--quick", help="At most five CPU-minutes; figures are marked as quick.")
     ] = False,
+    full: Annotated[
+        bool, typer.Option("--full", help="Sizes of the literature, where a benchmark has them; no limit of time.")
+    ] = False,
     seeds: Annotated[int | None, typer.Option("--seeds", min=1, help="Number of seeds.")] = None,
     path: SourcePath = None,
     as_json: AsJson = False,
@@ -380,7 +383,7 @@ def run_benchmark(
     from flows.benchmarks import run
     from flows.terminal import figures_table
 
-    document = run(name, quick=quick, seeds=seeds, path=path)
+    document = run(name, quick=quick, full=full, seeds=seeds, path=path)
     if as_json:
         print(document.model_dump_json(indent=2))
     else:

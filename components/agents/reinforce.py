@@ -1,4 +1,4 @@
-"""REINFORCE of a slate policy, in an environment and on logged sessions (IRecGAN, section 3.2, eq. 5).
+"""REINFORCE of a slate policy, in an environment and on logged sessions (IRecGAN, section 3.2, eq. 5); or actor-critic.
 
     maximise  λ₁ Σ_generated Σ_{t,k} A_{t,k} log π(a_{t,k} | s_t, a_{t,<k})
             + λ₂ Σ_logged ω_t Σ_{t,k} A_{t,k} log π(a_{t,k} | s_t, a_{t,<k})
@@ -8,6 +8,9 @@
 
 q_t is the discriminator's belief that a generated session is real, over its mean at step t (1 for logged sessions, and
 where there is no discriminator), V a learned baseline that does not depend on the slate.
+
+With `critic = "td"` the baseline's own V₁(s_{t+1}) takes the place of G_{t+1}: A is the one-step TD error, V learns by
+TD(0), and REINFORCE becomes the actor-critic (Sutton and Barto 2018, section 13.5): less noise, and the critic's bias.
 
 Credit: `positions` gives each position what it and those below it earn: valid where responses depend on nothing below
 them (the cascade). `slate` gives each position all that its slate earns: valid everywhere, noisier. `clicks`, the
@@ -25,9 +28,11 @@ import torch
 from jaxtyping import Float, Int
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
+from torch.nn import functional
 
 from components.environments.interface import Environment, State
 from components.environments.rollout import rollout
+from components.errors import InputError
 from components.interactions.batching import SessionBatch, SessionReader
 from components.objectives.policy_gradient import capped_weights, policy_gradient_loss
 from components.objectives.returns import discounted_returns, position_returns
@@ -49,8 +54,15 @@ class ReinforceConfig(BaseModel):
     iterations: int = Field(default=160, ge=1, le=100_000, description="Policy steps; each collects sessions anew.")
     sessions: int = Field(default=768, ge=1, description="Sessions generated for a step (the paper: 200).")
     max_steps: int = Field(default=20, ge=1, le=1_000, description="Requests after which generated sessions are cut.")
+    critic: Literal["returns", "td"] = Field(
+        default="returns",
+        description="What later requests are worth: 'returns' takes what the session went on to earn (REINFORCE), 'td' "
+        "the baseline's value of the next request (actor-critic).",
+    )
     gamma: float = Field(default=0.9, ge=0, le=1, description="Discount per request; 0 looks at one request alone.")
-    generated_weight: float = Field(default=1.0, ge=0, description="λ₁: weight of generated sessions.")
+    generated_weight: float = Field(
+        default=1.0, ge=0, description="λ₁: weight of generated sessions; 0 generates none and learns from the log."
+    )
     logged_weight: float = Field(default=0.2, ge=0, description="λ₂: weight of logged sessions; 0 leaves them out.")
     logged_sessions: int = Field(default=256, ge=1, description="Logged sessions of a step.")
     weight_cap: float = Field(default=5.0, ge=1, description="Cap of the one-request importance weights.")
@@ -77,7 +89,7 @@ class ReinforceConfig(BaseModel):
 
 @dataclass(frozen=True)
 class Iteration:
-    """What one policy step saw."""
+    """What one policy step saw: of generated sessions, or of logged ones where none are generated."""
 
     mean_session_reward: float
     mean_session_length: float
@@ -126,6 +138,9 @@ def train_reinforce(
         seed: of the only generator.
         progress: told after each step.
         discriminate: belief that generated requests are real; None counts all as real.
+
+    Raises:
+        InputError: neither generated nor logged sessions have a weight.
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng():
@@ -142,25 +157,34 @@ def train_reinforce(
     )
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.iterations)
     use_log = logged is not None and config.logged_weight > 0
+    if config.generated_weight == 0 and not use_log:
+        raise InputError(
+            f"reinforce.generated_weight = 0, reinforce.logged_weight = {config.logged_weight:g}: there is "
+            "nothing to learn from; expected one above 0, and for the logged one a log with log_probs"
+        )
     logged_batches = _samples_without_end(logged, config.logged_sessions, generator) if logged and use_log else None
     history = []
     for iteration in range(config.iterations):
-        chosen = users[torch.randint(len(users), (config.sessions,), generator=generator)]
-        generated = rollout(environment, policy, chosen, generator, config.max_steps)
-        belief = discriminate(generated) if discriminate else generated.mask.float()
-        terms = _terms(policy, baseline, generated, config, belief, None)
-        loss = config.generated_weight * terms.policy_loss + terms.baseline_loss
-        loss = loss - config.entropy * terms.entropy
-        pulled = terms
+        sums: list[tuple[float, SessionBatch, _Terms]] = []
+        if config.generated_weight > 0:
+            chosen = users[torch.randint(len(users), (config.sessions,), generator=generator)]
+            generated = rollout(environment, policy, chosen, generator, config.max_steps)
+            belief = discriminate(generated) if discriminate else generated.mask.float()
+            sums.append((config.generated_weight, generated, _terms(policy, baseline, generated, config, belief, None)))
         if logged_batches is not None:
             batch = next(logged_batches)
             # What a session earned is known only where all of its rewards are.
             batch = batch.select(torch.nonzero(batch.rewarded)[:, 0])
             if len(batch.users):
                 real = _terms(policy, baseline, batch, config, batch.mask.float(), config.weight_cap)
-                loss = loss + config.logged_weight * (real.policy_loss + real.baseline_loss)
-                pulled = real
-        loss = loss + config.pull * pulled.divergence
+                sums.append((config.logged_weight, batch, real))
+        if not sums:
+            continue
+        # Entropy is that of the requests that the policy leads to, the pull that of the log's, where both are there.
+        (_, seen, terms), (_, _, pulled) = sums[0], sums[-1]
+        loss = config.pull * pulled.divergence - config.entropy * terms.entropy
+        for weight, _, part in sums:
+            loss = loss + weight * (part.policy_loss + part.baseline_loss)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(policy.learned.parameters(), config.clip_norm)
@@ -169,8 +193,8 @@ def train_reinforce(
             schedule.step()
         history.append(
             Iteration(
-                mean_session_reward=float(generated.rewards.sum((1, 2)).mean()),
-                mean_session_length=float(generated.lengths.float().mean()),
+                mean_session_reward=float(seen.rewards.sum((1, 2)).mean()),
+                mean_session_length=float(seen.lengths.float().mean()),
                 entropy=float(terms.entropy.detach()),
                 divergence=float(pulled.divergence.detach()),
             )
@@ -205,8 +229,10 @@ def _terms(
     requests, slates = batch.requests().select(flat), batch.slates.flatten(0, 1)[flat]
     logits = policy.logits(state, requests)
     log_probs = plackett_luce.log_prob(logits, plackett_luce.places_of(slates, requests.candidates))
-    returns = _returns(batch.rewards * belief[..., None], config).flatten(0, 1)[flat]
     values = baseline(state, requests.context)
+    # All that a request and those after it earn is what its first position is credited with.
+    critic = torch.zeros(batch.mask.shape).masked_scatter(batch.mask, values[:, 0].detach())
+    returns = _returns(batch.rewards * belief[..., None], critic, config).flatten(0, 1)[flat]
     advantages = returns - values
     if weight_cap is not None:
         behavior = batch.log_probs.flatten()[flat].float()
@@ -235,11 +261,16 @@ def _ess_loss(
     return per_slate.logsumexp(0) - math.log(len(per_slate))
 
 
-def _returns(rewards: Float[Tensor, "B T K"], config: ReinforceConfig) -> Float[Tensor, "B T K"]:
-    """What each position is credited with."""
+def _returns(
+    rewards: Float[Tensor, "B T K"], values: Float[Tensor, "B T"], config: ReinforceConfig
+) -> Float[Tensor, "B T K"]:
+    """What each position is credited with; the values are the critic's, 0 beyond the ends of sessions."""
+    earned = rewards.sum(2)
+    onward = values if config.critic == "td" else discounted_returns(earned, config.gamma)
+    following = functional.pad(onward[:, 1:], (0, 1))
     if config.credit == "slate":
-        return discounted_returns(rewards.sum(2), config.gamma)[..., None].expand(rewards.shape)
-    return position_returns(rewards, config.gamma)
+        return (earned + config.gamma * following)[..., None].expand(rewards.shape)
+    return position_returns(rewards, following, config.gamma)
 
 
 def _samples_without_end(logged: SessionReader, size: int, generator: torch.Generator) -> Iterator[SessionBatch]:

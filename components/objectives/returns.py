@@ -23,15 +23,16 @@ def discounted_returns(rewards: Float[Tensor, "B T"], gamma: float) -> Float[Ten
     return torch.stack(returns[::-1], dim=1)
 
 
-def position_returns(rewards: Float[Tensor, "B T K"], gamma: float) -> Float[Tensor, "B T K"]:
+def position_returns(
+    rewards: Float[Tensor, "B T K"], following: Float[Tensor, "B T"], gamma: float
+) -> Float[Tensor, "B T K"]:
     """Reward-to-go of each position: what it and the positions below it earn, and all later requests.
 
-        G_{t,k} = Σ_{j ≥ k} r_{t,j} + γ G_{t+1}
+        G_{t,k} = Σ_{j ≥ k} r_{t,j} + γ F_t
 
-    What the positions above earned does not depend on the item at k, so leaving it out keeps the policy gradient
-    unbiased wherever responses at a position do not depend on the positions below it, and lowers its variance.
+    with F_t what follows is worth: the return G_{t+1}, or an estimate V(s_{t+1}) of it. What the positions above earned
+    does not depend on the item at k, so leaving it out keeps the policy gradient unbiased wherever responses at a
+    position do not depend on the positions below it, and lowers its variance.
     """
-    later = discounted_returns(rewards.sum(2), gamma)
-    following = torch.nn.functional.pad(later[:, 1:], (0, 1))
     to_go = rewards.flip(2).cumsum(2).flip(2)
     return to_go + gamma * following[..., None]

@@ -8,8 +8,11 @@ The state consumes every request, slate and response, clicked or not:
     purchase(s, i) = ⟨W_p s, ē_i⟩ + ⟨b_p, ē_i⟩ + a_p · pair(s, i),      ē_i = e_i with no gradient into the trunk
 
 with e_i = id embedding + W_f features_i, so an item that training never saw still has its features. IRecGAN (Bai, Guan
-and Wang, NeurIPS 2019) reads clicked items only; that state is the special case with the other sums left out.
+and Wang, NeurIPS 2019) follows clicked items alone with an LSTM, which may take the GRU's place; its state is the
+special case with the other sums left out.
 """
+
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -36,6 +39,7 @@ class EncoderConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     item_width: int = Field(default=32, ge=4, le=512, description="Width D of the item embeddings.")
+    cell: Literal["gru", "lstm"] = Field(default="gru", description="Recurrent cell; IRecGAN's is the LSTM.")
     hidden_width: int = Field(default=64, ge=4, le=1024, description="Width H of the recurrent state.")
     recent_items: int = Field(default=8, ge=1, le=50, description="Items R that the state remembers by name.")
     min_touches: int = Field(
@@ -65,7 +69,9 @@ def feature_weights(n_features: int, width: int) -> nn.Parameter:
     return nn.Parameter(torch.empty(n_features, width).uniform_(-bound, bound))
 
 
-def over_sessions(recurrent: nn.GRU, x: Float[Tensor, "B T X"], batch: SessionBatch) -> Float[Tensor, "B T H"]:
+def over_sessions(
+    recurrent: nn.GRU | nn.LSTM, x: Float[Tensor, "B T X"], batch: SessionBatch
+) -> Float[Tensor, "B T H"]:
     """Outputs of a recurrent network at every request of sessions; it is not run beyond their ends: zeros there."""
     packed = pack_padded_sequence(x, batch.lengths.clamp(min=1), batch_first=True, enforce_sorted=False)
     output, _ = pad_packed_sequence(recurrent(packed)[0], batch_first=True, total_length=x.shape[1])
@@ -95,7 +101,8 @@ class SessionEncoder(nn.Module):
         nn.init.zeros_(self.id_embedding.weight.data[:1])
         self.feature_weights = feature_weights(shape.n_item_features, width)
         self.input = nn.Linear(5 * width + 2 + shape.n_context, hidden)
-        self.recurrent = nn.GRU(hidden, hidden, batch_first=True)
+        cell = nn.LSTM if shape.config.cell == "lstm" else nn.GRU
+        self.recurrent = cell(hidden, hidden, batch_first=True)
         self.click_query = nn.Linear(hidden, width)
         self.click_bias = nn.Embedding(shape.n_indices, 1, padding_idx=0)
         nn.init.zeros_(self.click_bias.weight)
@@ -131,9 +138,11 @@ class SessionEncoder(nn.Module):
     def start(self, requests: Requests) -> SessionState:
         """State at a session's first request."""
         n = requests.candidates.shape[0]
+        hidden = requests.context.new_zeros(n, self.shape.config.hidden_width)
         blank = SessionState(
-            hidden=requests.context.new_zeros(n, self.shape.config.hidden_width),
+            hidden=hidden,
             recent=requests.events.new_zeros(n, self.shape.config.recent_items),
+            memory=hidden if isinstance(self.recurrent, nn.LSTM) else None,
         )
         nothing = requests.candidates.new_zeros(n, 1)
         zero = requests.context.new_zeros(n, 1)
@@ -149,9 +158,13 @@ class SessionEncoder(nn.Module):
     ) -> SessionState:
         """State at the next request."""
         x = self._input(slates, clicks, purchases, requests.events, requests.context)
-        output, _ = self.recurrent(x[:, None], state.hidden[None])
-        recent = self._remember(state.recent, slates[:, None], clicks[:, None], requests.events[:, None])
-        return SessionState(output[:, 0], recent[:, 0])
+        recent = self._remember(state.recent, slates[:, None], clicks[:, None], requests.events[:, None])[:, 0]
+        if isinstance(self.recurrent, nn.LSTM):
+            assert state.memory is not None, "states of whole sessions cannot be advanced"
+            _, (hidden, memory) = self.recurrent(x[:, None], (state.hidden[None], state.memory[None]))
+            return SessionState(hidden[0], recent, memory[0])
+        _, hidden = self.recurrent(x[:, None], state.hidden[None])
+        return SessionState(hidden[0], recent)
 
     def states(self, batch: SessionBatch) -> SessionState:
         """State at every request of whole sessions, as B·T rows."""

@@ -20,6 +20,8 @@ class SessionState(TensorRecord):
     hidden: Float[Tensor, "B H"]
     recent: Int[Tensor, "B R"]
     """Items that the user turned to, latest first; 0 is padding."""
+    memory: Float[Tensor, "B H"] | None = None
+    """What only `advance` reads on: an LSTM's cell. None without one, and in the states of whole sessions."""
 
 
 class SlateChoice(NamedTuple):
@@ -54,7 +56,10 @@ class SlatePolicy(nn.Module, ABC):
 
     @abstractmethod
     def states(self, batch: SessionBatch) -> SessionState:
-        """State at every request of whole sessions, as B·T rows: what `start` and `advance` would have given."""
+        """State at every request of whole sessions, as B·T rows: what `start` and `advance` would have given.
+
+        They are to be read, not advanced from.
+        """
 
     @abstractmethod
     def logits(self, state: SessionState, requests: Requests) -> Float[Tensor, "B N"]:

@@ -43,6 +43,7 @@ class WorldModelState(TensorRecord):
     candidates: Int[Tensor, "B N"]
     context: Float[Tensor, "B C"]
     events: Int[Tensor, "B E"]
+    memory: Float[Tensor, "B H"] | None
 
 
 class WorldModel:
@@ -76,7 +77,7 @@ class WorldModel:
             requests = self._requests(row, generator, opened)
         return WorldModelState(
             users, torch.zeros_like(users), row, opened.hidden, opened.recent,
-            requests.candidates, requests.context, requests.events,
+            requests.candidates, requests.context, requests.events, opened.memory,
         )  # fmt: skip
 
     def observe(self, state: WorldModelState) -> Requests:
@@ -85,7 +86,7 @@ class WorldModel:
 
     def session(self, state: WorldModelState) -> SessionState:
         """The user model's own state of each session."""
-        return SessionState(state.hidden, state.recent)
+        return SessionState(state.hidden, state.recent, state.memory)
 
     @torch.no_grad()
     def step(
@@ -116,7 +117,7 @@ class WorldModel:
             following = model.encoder.advance(session, slates, clicks, purchases, requests)
         return Feedback(clicks, purchases, left), WorldModelState(
             state.session, step, row, following.hidden, following.recent,
-            requests.candidates, requests.context, requests.events,
+            requests.candidates, requests.context, requests.events, following.memory,
         )  # fmt: skip
 
     def _ends(self, state: WorldModelState, left: Bool[Tensor, " B"]) -> Bool[Tensor, " B"]:

@@ -51,6 +51,8 @@ class Context:
     """What a benchmark is run with."""
 
     quick: bool
+    full: bool
+    """Whether to take the sizes of the literature, whatever they cost."""
     seeds: int | None
     """Number of seeds asked for; None leaves it to the benchmark."""
     path: Path | None
@@ -77,32 +79,36 @@ def names() -> list[str]:
     return [module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")]
 
 
-def run(name: str, *, quick: bool, seeds: int | None, path: Path | None) -> Document:
-    """Run one benchmark and put its table into docs/results.md, unless it ran quick or with fewer seeds.
+def run(name: str, *, quick: bool, seeds: int | None, path: Path | None, full: bool = False) -> Document:
+    """Run one benchmark and put its table into docs/results.md, unless it ran quick, full or with fewer seeds.
 
     Raises:
-        InputError: there is no such benchmark, or the data that it reads are missing.
+        InputError: there is no such benchmark, it has no full form, or the data that it reads are missing.
     """
+    if quick and full:
+        raise InputError("--quick and --full exclude each other; give one of them")
     if name not in names():
         raise InputError(f"unknown benchmark {name!r}; the benchmarks are: {', '.join(names())}")
     module = importlib.import_module(f"{__name__}.{name}")
+    if full and not getattr(module, "HAS_FULL", False):
+        raise InputError(f"--full: the benchmark {name!r} has no larger sizes; leave --full out")
     # As the loop's own runs: what stands in the results is what a run computes.
     torch.set_num_threads(LoopConfig().threads)
     lineage = {"code": code_digest(), "lock": lock_digest(), "commit": git_commit()}
     home = PlatformSettings().home / "benchmarks"
-    kept = home / name / digest_of(code_digest((*LIBRARY, "flows/benchmarks")), str(quick), str(path))[:16]
+    kept = home / name / digest_of(code_digest((*LIBRARY, "flows/benchmarks")), str(quick), str(full), str(path))[:16]
     shared = home / "shared" / digest_of(code_digest((*LIBRARY, "flows/benchmarks/_pool.py")), str(quick))[:16]
     for folder in (kept, shared):
         folder.mkdir(parents=True, exist_ok=True)
-    figures = module.measure(Context(quick, seeds, path, kept, shared))
+    figures = module.measure(Context(quick, full, seeds, path, kept, shared))
     minutes = module.BUDGET.quick if quick else module.BUDGET.full
     document = Document(
         name=name,
         figures=figures,
-        budget=f"{minutes} CPU-minutes" + (", quick" if quick else ""),
+        budget="no limit, full" if full else f"{minutes} CPU-minutes" + (", quick" if quick else ""),
         lineage=lineage,
     )
-    if not quick and seeds is None:
+    if not (quick or full) and seeds is None:
         _write_table(document)
     return document
 

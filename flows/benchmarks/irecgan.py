@@ -18,8 +18,11 @@ from components.interactions.vocabulary import FIRST_ITEM
 from components.policies.slate_policy import SlatePolicy, UniformPolicy
 from components.policies.tabular_policy import TabularSlatePolicy
 from flows.benchmarks import Budget, Context, Figure
+from flows.benchmarks._irecgan_comparison import compare
 
 BUDGET = Budget(full=90, quick=5)
+#: The comparison alone has larger sizes: those that were published.
+HAS_FULL = True
 N_STATES, N_ITEMS, SLATE = 10, 50, 10
 JUDGED_SESSIONS, MAX_STEPS = 20_000, 400
 TRAINING = ReinforceConfig(
@@ -59,7 +62,8 @@ def measure(context: Context) -> dict[str, Figure]:
     figures["reinforce.share_of_optimum"] = share.model_copy(
         update={"target": "at least 0.95", "holds": share.value >= 0.95}
     )
-    return figures
+    compared = compare(context, n_seeds)
+    return figures | {name: _mean(values, unit) for name, (values, unit) in compared.items()}
 
 
 def _known(seed: int) -> dict[str, float]:

@@ -17,5 +17,5 @@ def test_without_discount_returns_are_sums_and_with_gamma_0_they_are_rewards():
 
 
 def test_a_position_earns_what_it_and_those_below_it_and_later_requests_earn():
-    rewards = torch.tensor([[[1.0, 2.0], [4.0, 8.0]]])
-    assert position_returns(rewards, gamma=0.5).tolist() == [[[3 + 6, 2 + 6], [12, 8]]]
+    rewards, following = torch.tensor([[[1.0, 2.0], [4.0, 8.0]]]), torch.tensor([[12.0, 0.0]])
+    assert position_returns(rewards, following, gamma=0.5).tolist() == [[[3 + 6, 2 + 6], [12, 8]]]

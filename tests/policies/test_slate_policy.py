@@ -29,7 +29,7 @@ from components.policies.session_encoder import EncoderConfig, EncoderShape, Ses
 from components.policies.slate_policy import OraclePolicy, PopularityPolicy, SlatePolicy, UniformPolicy
 
 K = 4
-POLICIES = ("uniform", "popularity", "ranking", "neural")
+POLICIES = ("uniform", "popularity", "ranking", "neural", "lstm")
 MakePolicy = Callable[[str], SlatePolicy]
 
 
@@ -61,7 +61,9 @@ def make_policy(storefront_log: Log, vocabulary: Vocabulary, sessions: SessionBa
                 n_indices=vocabulary.size,
                 n_item_features=items.shape[1],
                 n_context=vocabulary.context_width,
-                config=EncoderConfig(item_width=6, hidden_width=8, recent_items=4),
+                config=EncoderConfig(
+                    cell="lstm" if kind == "lstm" else "gru", item_width=6, hidden_width=8, recent_items=4
+                ),
             )
             encoder = SessionEncoder(shape)
             encoder.know_items(items, count_covisitation(storefront_log, vocabulary))
@@ -126,7 +128,7 @@ def test_following_a_session_request_by_request_gives_the_states_of_the_whole_se
             assert torch.equal(state.recent[there], expected.recent[there])
 
 
-@pytest.mark.parametrize("kind", ["ranking", "neural"])
+@pytest.mark.parametrize("kind", ["ranking", "neural", "lstm"])
 def test_a_rolled_out_policy_gives_its_whole_sessions_the_log_probs_that_it_logged(
     kind: str, make_policy: MakePolicy, storefront: Storefront
 ) -> None:

@@ -5,11 +5,12 @@ import pytest
 import torch
 
 from components.environments.interface import Environment
-from components.environments.rollout import rollout
+from components.environments.rollout import Survivors, continue_sessions, open_sessions, rollout
 from components.interactions.batching import SessionBatch, SessionReader, SessionTable
 from components.interactions.contract import Reward
+from components.policies.session_encoder import SessionEncoder
 from components.policies.slate_policy import PopularityPolicy, UniformPolicy
-from components.world_model.environment import WorldModel
+from components.world_model.environment import WorldModel, WorldModelState
 from components.world_model.user_model import UserModel
 
 N_SESSIONS = 50
@@ -69,6 +70,25 @@ def test_the_state_is_what_the_encoder_makes_of_the_generated_session(shop: Worl
     assert torch.equal(shop.session(following).recent, expected.recent)
     assert feedback.clicks.shape == feedback.purchases.shape == slates.shape
     assert bool((feedback.purchases <= feedback.clicks).all())
+
+
+def test_an_lstm_follows_sessions_that_it_generates_with_its_cell(shop: WorldModel) -> None:
+    shape = shop.user_model.encoder.shape
+    torch.manual_seed(0)
+    config = shape.config.model_copy(update={"cell": "lstm"})
+    encoder = SessionEncoder(shape.model_copy(update={"config": config})).eval()
+    shop.user_model.encoder = encoder
+    visits: list[Survivors[WorldModelState]] = []
+    generator, policy = torch.Generator().manual_seed(0), UniformPolicy(shop.slate_size)
+    opened = open_sessions(shop, policy, torch.arange(N_SESSIONS), generator)
+
+    batch = continue_sessions(shop, policy, opened, generator, 5, visits.append)
+
+    assert len(visits) > 1
+    with torch.no_grad():
+        whole = encoder.states(batch).hidden.unflatten(0, batch.mask.shape)
+    for step, (rows, point) in enumerate((visit.rows, visit.point) for visit in visits):
+        torch.testing.assert_close(shop.session(point.state).hidden, whole[rows, step + 1])
 
 
 def test_the_same_seed_gives_the_same_sessions(shop: WorldModel, site: WorldModel) -> None:
