@@ -42,6 +42,12 @@ CATEGORIES = tuple(f"category-{number}" for number in range(10))
 PRICE_SENSITIVITY = (0.9, 0.6, 0.4, 0.1, 0.3)
 LATENT = 6
 MAX_STEPS = 30
+#: Chance to examine the next position after none, and after a click.
+EXAMINED_NEXT, EXAMINED_NEXT_AFTER_CLICK = 0.95, 0.75
+#: Spread of users around their segment, of a day around its user, and of the drift after each request.
+USER_SPREAD, DAY_SPREAD, DRIFT = 0.55, 0.25, 0.05
+#: How far a click draws the interest towards its item.
+CLICK_PULL = 0.15
 #: Requests of one session follow each other by this; feedback is known by the end of the session's longest case.
 REQUEST_GAP = timedelta(seconds=40)
 FEEDBACK_DELAY = timedelta(minutes=30)
@@ -121,7 +127,10 @@ class Storefront:
         self.quality = functional.pad(quality, (FIRST_ITEM, 0))
         self.item_price = functional.pad(self.price, (FIRST_ITEM, 0))
         self.segment = choose(len(SEGMENTS), config.n_users)
-        self.interest = functional.normalize(segments[self.segment] + 0.55 * normal(config.n_users, LATENT), dim=1)
+        self.segment_interest = segments
+        self.interest = functional.normalize(
+            segments[self.segment] + USER_SPREAD * normal(config.n_users, LATENT), dim=1
+        )
         # What the old system knows: ratings, and which categories a segment likes on the whole.
         self.affinity = segments @ categories.T
         self.item_ids = tuple(f"item-{number:04d}" for number in range(n_items))
@@ -129,7 +138,7 @@ class Storefront:
     def reset(self, users: Int[Tensor, " B"], generator: torch.Generator) -> StorefrontState:
         """Open a session: the user's interest of the day, patience and device."""
         n = len(users)
-        interest = self.interest[users] + 0.25 * torch.randn(n, LATENT, generator=generator)
+        interest = self.interest[users] + DAY_SPREAD * torch.randn(n, LATENT, generator=generator)
         device = torch.randint(len(DEVICES), (n,), generator=generator)
         context = torch.cat(
             [
@@ -150,7 +159,7 @@ class Storefront:
         """Candidates and context; the truth only where this shop reveals it."""
         truth = None
         if self.reveal_truth:
-            click, purchase = self._click_and_purchase(state, state.candidates)
+            click, purchase = self.click_and_purchase(state.interest, state.sensitivity, state.candidates)
             weights = self.reward.weights
             truth = click * (weights["clicked"] + weights["purchased"] * purchase)
         return Requests(
@@ -164,32 +173,44 @@ class Storefront:
         self, state: StorefrontState, slates: Int[Tensor, "B K"], generator: torch.Generator
     ) -> tuple[Feedback, StorefrontState]:
         """Users examine their slates, click, buy, drift, and stay or leave."""
-        click_prob, purchase_prob = self._click_and_purchase(state, slates)
+        click_prob, purchase_prob = self.click_and_purchase(state.interest, state.sensitivity, slates)
         chance = torch.rand(4, *slates.shape, generator=generator)
         examined = torch.ones(len(slates), dtype=torch.bool)
         clicks = torch.zeros(slates.shape)
         for position in range(slates.shape[1]):
             clicked = examined & (chance[0, :, position] < click_prob[:, position])
             clicks[:, position] = clicked.float()
-            examined = examined & (chance[1, :, position] < torch.where(clicked, 0.75, 0.95))
+            examined = examined & (
+                chance[1, :, position] < torch.where(clicked, EXAMINED_NEXT_AFTER_CLICK, EXAMINED_NEXT)
+            )
         purchases = clicks * (chance[2] < purchase_prob)
         patience = (state.patience + 0.6 * clicks.sum(1) + 0.6 * purchases.sum(1) - 0.55).clamp(max=2.0)
         left = chance[3, :, 0] < torch.sigmoid(-patience)
-        pull = (clicks[:, :, None] * self.latent[slates]).sum(1)
-        drift = 0.05 * torch.randn(state.interest.shape, generator=generator)
-        interest = functional.normalize(state.interest + 0.15 * pull + drift, dim=1)
+        interest = self.drifted(state.interest, slates, clicks, generator)
         return Feedback(clicks, purchases, left), replace(
             state, interest=interest, patience=patience, candidates=self._draw_candidates(len(slates), generator)
         )
 
-    def _click_and_purchase(
-        self, state: StorefrontState, items: Int[Tensor, "B X"]
+    def drifted(
+        self,
+        interest: Float[Tensor, "B L"],
+        slates: Int[Tensor, "B K"],
+        clicks: Float[Tensor, "B K"],
+        generator: torch.Generator,
+    ) -> Float[Tensor, "B L"]:
+        """Interest at the next request: clicks draw it, chance moves it."""
+        pull = (clicks[:, :, None] * self.latent[slates]).sum(1)
+        drift = DRIFT * torch.randn(interest.shape, generator=generator)
+        return functional.normalize(interest + CLICK_PULL * pull + drift, dim=1)
+
+    def click_and_purchase(
+        self, interest: Float[Tensor, "B L"], sensitivity: Float[Tensor, " B"], items: Int[Tensor, "B X"]
     ) -> tuple[Float[Tensor, "B X"], Float[Tensor, "B X"]]:
         """P(click | examined) and P(purchase | click) of items; 0 for padding."""
         dial = self.config.personal
-        match = (self.latent[items] * state.interest[:, None, :]).sum(2)
+        match = (self.latent[items] * interest[:, None, :]).sum(2)
         quality = self.quality[items]
-        price = state.sensitivity[:, None] * self.item_price[items]
+        price = sensitivity[:, None] * self.item_price[items]
         click = torch.sigmoid(-1.9 + dial * 2.2 * match + (1.0 - dial) * 1.3 * quality - price)
         purchase = torch.sigmoid(-1.7 + dial * 1.5 * match + 0.5 * quality - 2.0 * price)
         shown = items > 0

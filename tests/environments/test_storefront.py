@@ -210,7 +210,7 @@ def test_feedback_at_a_position_does_not_depend_on_the_items_below_it(
 def test_feedback_at_a_position_depends_on_the_items_above_it(
     storefront: Storefront, visitors: StorefrontState
 ) -> None:
-    click, _ = storefront._click_and_purchase(visitors, visitors.candidates)
+    click, _ = storefront.click_and_purchase(visitors.interest, visitors.sensitivity, visitors.candidates)
     ranked = visitors.candidates.gather(1, click.argsort(dim=1, descending=True))
     below = ranked[:, 4:5]
     good, bad = torch.cat([ranked[:, :3], below], dim=1), torch.cat([ranked[:, -3:], below], dim=1)
