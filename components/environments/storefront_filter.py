@@ -82,8 +82,9 @@ class FilterPolicy(SlatePolicy):
             if step == 0:
                 state = self.start(requests)
             else:
-                before = (part[:, step - 1] for part in (batch.slates, batch.clicks, batch.purchases))
-                state = self.advance(state, *before, requests)
+                last = step - 1
+                slates, clicks, purchases = batch.slates[:, last], batch.clicks[:, last], batch.purchases[:, last]
+                state = self.advance(state, slates, clicks, purchases, requests)
             steps.append(state.hidden)
         hidden = torch.stack(steps, dim=1).flatten(0, 1)
         return SessionState(hidden, batch.candidates.new_zeros(len(hidden), 0))

@@ -9,16 +9,18 @@ from components.policies.slate_policy import MemorylessPolicy, SessionState, Sla
 
 
 class ConstantPolicy(MemorylessPolicy):
-    """One utility for each item, whoever asks: scores standardised over the items, a nat for a standard deviation."""
+    """One utility for each item, whoever asks: scores standardised over the items, `sharpness` nats for a deviation."""
 
     utilities: Tensor
 
-    def __init__(self, slate_size: int, scores: Float[Tensor, " V"], known: Float[Tensor, " V"]) -> None:
+    def __init__(
+        self, slate_size: int, scores: Float[Tensor, " V"], known: Float[Tensor, " V"], sharpness: float = 1.0
+    ) -> None:
         """Rank by `scores`; items that are not `known` (0) get the mean."""
         super().__init__()
         self.slate_size = slate_size
         spread, mean = torch.std_mean(scores[known > 0], correction=0)
-        utilities = (scores - mean) / spread.clamp(min=1e-12)
+        utilities = sharpness * (scores - mean) / spread.clamp(min=1e-12)
         self.register_buffer("utilities", torch.where(known > 0, utilities, 0.0))
 
     def logits(self, state: SessionState, requests: Requests) -> Float[Tensor, "B N"]:
