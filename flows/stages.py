@@ -7,6 +7,7 @@ import copy
 import shutil
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,9 +32,9 @@ from components.environments import storefront
 from components.environments.interface import Environment
 from components.environments.rollout import LEARNED_FEEDBACK, rollout
 from components.errors import InputError
-from components.evaluation.cap_sensitivity import CapSensitivity, cap_sensitivity
-from components.evaluation.direct_method import SampledSlates, sample_slates
-from components.evaluation.doubly_robust import doubly_robust
+from components.evaluation.cap_sensitivity import CapSensitivity
+from components.evaluation.direct_method import sample_slates
+from components.evaluation.estimates import estimate
 from components.evaluation.exploit_probes import (
     ExploitProbes,
     Probe,
@@ -42,28 +43,19 @@ from components.evaluation.exploit_probes import (
     probe_policy,
     rank_agreement,
 )
-from components.evaluation.importance_sampling import (
-    importance_sampling,
-    per_decision_importance_sampling,
-    session_importance_sampling,
-)
-from components.evaluation.literature_ncis import literature_ncis
 from components.evaluation.logged_policy import (
-    JudgedRequests,
     choose_strength,
+    judged_parts,
     known_rewards,
-    logged_requests,
     ranking_quality,
 )
-from components.evaluation.ncis import fixed_cap_ncis, one_request_ncis
-from components.evaluation.point_ncis import point_ncis
+from components.evaluation.logged_requests import KnownRewards
 from components.evaluation.policy_value import About, Estimand, Estimate, NotIdentified, PolicyValue, identify
 from components.evaluation.propensity_check import PropensityCheck, batch_logits, check_propensities
-from components.evaluation.session_ncis import session_ncis
 from components.evaluation.support import SupportDistance, support_distance
 from components.evaluation.trust_score import TrustScore, trust_score
 from components.evaluation.two_sample import two_sample_test
-from components.evaluation.weights import ess_floor
+from components.evaluation.weights import default_cap, ess_floor
 from components.evaluation.world_model_trust import (
     WorldModelTrust,
     baseline_nats,
@@ -378,16 +370,21 @@ def estimate_policies(
         progress(f"estimating {name}", number / 2)
         reader = _open_to_judge(log, stored.description.vocabulary, cross_fitted)
         judged[name] = stored.policy
-        if (reason := not_identified(reader)) is None:
-            requests = logged_requests(reader, stored.policy)
-            generator = torch.Generator().manual_seed(config.seed)
-            slates = sample_slates(reader, stored.policy, users, log.manifest.reward, generator, logging)
-            about = about_log(reader, name)
-            made = estimate(requests, about, slates)
-            estimates.extend(made)
-            support.append(support_distance(made[0], stored.policy, logging, _probed_sessions(config, reader)))
-            if folder == policy:
-                caps = cap_sensitivity(requests.requests, **about)
+        rewards = rewards_to_judge(reader)
+        if (reason := not_identified(reader, rewards)) is None:
+            sample = partial(
+                sample_slates,
+                target=stored.policy,
+                user_model=users,
+                reward=log.manifest.reward,
+                generator=torch.Generator().manual_seed(config.seed),
+                behavior=logging,
+            )
+            parts = judged_parts(reader, stored.policy, sample)
+            made = estimate(parts, rewards, about_log(reader, name), with_caps=folder == policy)
+            estimates.extend(made.values)
+            support.append(support_distance(made.values[0], stored.policy, logging, _probed_sessions(config, reader)))
+            caps = made.cap_sensitivity or caps
         else:
             estimates.append(NotIdentified(policy=name, estimand=Estimand.ONE_REQUEST, reason=reason))
         if log.manifest.responses == "choice":
@@ -442,40 +439,19 @@ def _check_propensities(
     )
 
 
-def not_identified(reader: SessionReader) -> str | None:
+def rewards_to_judge(reader: SessionReader) -> KnownRewards:
+    """What is known of a log's rewards; a click log is not read, since its evidence alone rules estimates out."""
+    return KnownRewards() if reader.log.manifest.evidence is EvidenceLevel.CLICKS else known_rewards(reader)
+
+
+def not_identified(reader: SessionReader, rewards: KnownRewards) -> str | None:
     """Why the log cannot tell what a policy is worth; None where it can."""
-    evidence = reader.log.manifest.evidence
-    # A click log has no rewards to read: its evidence alone says that nothing is identified.
-    rewards = np.zeros(0) if evidence is EvidenceLevel.CLICKS else known_rewards(reader)
-    return identify(evidence, rewards, propensities_estimated=reader.propensities_estimated)
+    return identify(reader.log.manifest.evidence, rewards, propensities_estimated=reader.propensities_estimated)
 
 
 def about_log(reader: SessionReader, name: str) -> About:
     """What estimates of a policy on a log are about."""
     return About(policy=name, ratio=RatioAssumption.FULL_SLATE, propensities_estimated=reader.propensities_estimated)
-
-
-def estimate(judged: JudgedRequests, about: About, slates: SampledSlates | None = None) -> list[PolicyValue]:
-    """The estimates that gate, NCIS and (where a world model's view of the slates is given) DR; then all others."""
-    requests = judged.requests
-    estimates = [one_request_ncis(requests, **about)]
-    if slates is not None:
-        known = slates.take(judged.known)
-        estimates.append(doubly_robust(requests, known.model, **about))
-        if known.log_ratios is not None:
-            estimates.append(point_ncis(requests, known.log_ratios, **about))
-    estimates += [importance_sampling(requests, **about), fixed_cap_ncis(requests, **about)]
-    if judged.in_whole_session.any():
-        estimates += [
-            estimator(judged.whole_sessions, **about)
-            for estimator in (
-                session_ncis,
-                per_decision_importance_sampling,
-                session_importance_sampling,
-                literature_ncis,
-            )
-        ]
-    return [part.model_copy(update={"unknown_share": 1.0 - part.n_requests / len(judged.known)}) for part in estimates]
 
 
 @stage("probes", "trust", "gate", "candidates", "slate_size")
@@ -525,7 +501,8 @@ def _probe(
     """The policies that may serve, the logging policy, and the probes."""
     slate_size, n_requests = logging.slate_size, reader.log.manifest.n_requests
     sessions, reward = _probed_sessions(config, reader), reader.log.manifest.reward
-    if len(known_rewards(sessions)) == 0:
+    cap = default_cap(known_rewards(reader).n_known)
+    if known_rewards(sessions).n_known == 0:
         return ()
     items = item_rewards(stored.user_model, reward, sessions)
     policies: dict[str, SlatePolicy] = {
@@ -555,6 +532,7 @@ def _probe(
                 reader=reader,
                 sessions=sessions,
                 ratio=RatioAssumption.FULL_SLATE,
+                cap=cap,
                 needed_ess=ess_floor(n_requests, config.gate.ess_floor_requests, config.gate.ess_floor_share),
                 seed=config.seed,
             )

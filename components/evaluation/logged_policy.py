@@ -1,6 +1,7 @@
 """Ask policies what a log needs to know: log_probs of its slates, ESS, and where they rank what users chose."""
 
 from collections import defaultdict
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -8,7 +9,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from components.evaluation.logged_requests import LoggedRequests, Positions
+from components.evaluation.direct_method import SampledSlates
+from components.evaluation.logged_requests import KnownRewards, LoggedRequests, Positions
 from components.evaluation.weights import effective_sample_size
 from components.interactions.batching import SessionBatch, SessionReader, Sessions
 from components.policies.ranking_policy import NeuralSlatePolicy
@@ -36,13 +38,26 @@ def _position_log_probs(policy: SlatePolicy, batch: SessionBatch) -> Float[Tenso
 
 @dataclass(frozen=True)
 class JudgedRequests:
-    """The requests of a log whose reward is known: what estimates are made from."""
+    """The requests of a log, or of a part of it, whose reward is known: what estimates are made from."""
 
     requests: LoggedRequests
     in_whole_session: Bool[np.ndarray, " M"]
     """Whether the rewards of the request's whole session are known."""
     known: Bool[np.ndarray, " L"]
     """Which of the log's requests these are."""
+    slates: SampledSlates | None = None
+    """What a world model says of these requests, where one was asked."""
+
+    @property
+    def rewards(self) -> KnownRewards:
+        """What is known of them, if this is the whole log."""
+        return KnownRewards(
+            n_requests=len(self.known),
+            n_known=len(self.requests.rewards),
+            n_whole_sessions=len(np.unique(self.requests.session[self.in_whole_session])),
+            lowest=float(self.requests.rewards.min()),
+            highest=float(self.requests.rewards.max()),
+        )
 
     @property
     def whole_sessions(self) -> LoggedRequests:
@@ -50,10 +65,35 @@ class JudgedRequests:
         return self.requests.take(self.in_whole_session)
 
 
-def known_rewards(sessions: Sessions) -> Float[np.ndarray, " M"]:
-    """The rewards that are known, one a request."""
-    batches = sessions.batches(BATCH_SESSIONS)
-    return torch.cat([batch.rewards.double().sum(2)[batch.mask & batch.reward_known] for batch in batches]).numpy()
+def known_rewards(sessions: Sessions) -> KnownRewards:
+    """What is known of a log's rewards."""
+    found = KnownRewards()
+    for batch in sessions.batches(BATCH_SESSIONS):
+        rewards = batch.rewards.double().sum(2)[batch.mask & batch.reward_known].numpy()
+        found = KnownRewards(
+            n_requests=found.n_requests + int(batch.mask.sum()),
+            n_known=found.n_known + len(rewards),
+            n_whole_sessions=found.n_whole_sessions + int(batch.rewarded.sum()),
+            lowest=float(rewards.min(initial=found.lowest)),
+            highest=float(rewards.max(initial=found.highest)),
+        )
+    return found
+
+
+def judged_parts(
+    reader: SessionReader, target: SlatePolicy, sample: Callable[[Sessions], SampledSlates] | None = None
+) -> Iterator[JudgedRequests]:
+    """The requests of a log, part by part; parts without a known reward are left out.
+
+    Args:
+        reader: of the log.
+        target: the policy that is judged.
+        sample: asks a world model what it expects of a part.
+    """
+    for table in reader.tables():
+        if table.rows.reward_known.any():
+            judged = logged_requests(table, target)
+            yield judged if sample is None else replace(judged, slates=sample(table).take(judged.known))
 
 
 def logged_requests(sessions: Sessions, target: SlatePolicy, behavior: SlatePolicy | None = None) -> JudgedRequests:

@@ -15,12 +15,15 @@ has to know: ν = min(U − 1, 2U / (κ − 1)), with κ the kurtosis of the inf
 (Satterthwaite 1946; normal influences have κ = 3 and ν = U − 1). The logged mean R / N = Σ_u R_u / Σ_u N_u has the same
 form, so the difference of two values has the difference of their influences, and its interval is paired by user.
 
-Sums add, so a log may be read in shards and on several machines: `merge` gives the same estimate as the whole log.
+Sums add, so a log may be read in shards and on several machines: `merge` gives the same estimate as the whole log, and
+`merge_shards` that of a log whose shards come one by one.
 Weights are stored divided by exp(log_scale), since log ratios of ±700 leave float64 when they are squared.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
+from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -32,6 +35,9 @@ from components.interactions.contract import RatioAssumption
 
 #: Bootstrap counts held in memory at once.
 COUNTS_PER_BLOCK = 1 << 20
+#: Users among whom draws are counted at once: their counts stay in the fastest cache, and 16 random bits make a draw.
+USERS_PER_BLOCK = 1 << 12
+Name = TypeVar("Name", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -154,9 +160,38 @@ def merge(first: RatioSums, second: RatioSums) -> RatioSums:
     )
 
 
+def merge_shards(shards: Iterable[Mapping[Name, RatioSums]]) -> dict[Name, RatioSums]:
+    """Sums of a whole log from those of its shards, by name; a shard that has nothing to say leaves a name out.
+
+    Shards are merged as a binary counter carries, like with like: no row is copied more than log₂(shards) times.
+
+    Args:
+        shards: at least one.
+    """
+    waiting: list[dict[Name, RatioSums]] = []
+    for number, shard in enumerate(shards, start=1):
+        waiting.append(dict(shard))
+        while number % 2 == 0:
+            second, first = waiting.pop(), waiting.pop()
+            waiting.append(_merge_names(first, second))
+            number //= 2
+    return reduce(_merge_names, reversed(waiting))
+
+
+def _merge_names(first: dict[Name, RatioSums], second: dict[Name, RatioSums]) -> dict[Name, RatioSums]:
+    """Both together; they are emptied, so that no more than one name is held twice."""
+    merged = {}
+    for name in [*first, *(name for name in second if name not in first)]:
+        parts = [shard.pop(name) for shard in (first, second) if name in shard]
+        merged[name] = reduce(merge, parts)
+    return merged
+
+
 def _widen(sums: RatioSums, n_columns: int) -> RatioSums:
     """The same sums with more steps: past its longest session's end a shard has no reward, and its final weights."""
     extra = n_columns - len(sums.log_scales)
+    if extra == 0:
+        return sums
     return replace(
         sums,
         numerators=np.pad(sums.numerators, ((0, 0), (0, extra))),
@@ -192,12 +227,22 @@ class _Mean:
 def _target_value(sums: RatioSums) -> _Mean:
     totals = sums.denominators.sum(axis=0)
     ratios = sums.numerators.sum(axis=0) / totals
-    return _Mean(float(ratios.sum()), ((sums.numerators - ratios * sums.denominators) / totals).sum(axis=1))
+    influence = np.zeros(len(sums.users))
+    # Column by column: a sum along rows of one column is dear, and all influences of every column are large.
+    for column, (ratio, total) in enumerate(zip(ratios, totals, strict=True)):
+        influence += sums.numerators[:, column] * (1.0 / total)
+        influence -= sums.denominators[:, column] * (ratio / total)
+    return _Mean(float(ratios.sum()), influence)
 
 
-def _mean_per_unit(totals: Float[np.ndarray, " U"], units: Float[np.ndarray, " U"]) -> _Mean:
-    mean = totals.sum() / units.sum()
-    return _Mean(float(mean), (totals - mean * units) / units.sum())
+def _mean_per_unit(totals: Float[np.ndarray, " U"], units: Float[np.ndarray, " U"], scale: float = 1.0) -> _Mean:
+    n_units = units.sum()
+    mean = totals.sum() / n_units
+    # In place: arrays of many users cost more to get than to fill.
+    influence = mean * units
+    np.subtract(totals, influence, out=influence)
+    influence *= scale / n_units
+    return _Mean(float(scale * mean), influence)
 
 
 def value_from_sums(
@@ -214,7 +259,7 @@ def value_from_sums(
     value = _target_value(sums)
     behavior = _mean_per_unit(sums.rewards, sums.units)
     difference = value.minus(behavior)
-    mean_weight = _mean_per_unit(sums.weights * np.exp(sums.log_weight_scale), sums.units)
+    mean_weight = _mean_per_unit(sums.weights, sums.units, float(np.exp(sums.log_weight_scale)))
     lower, upper = value.bounds(confidence)
     difference_lower, difference_upper = difference.bounds(confidence)
     mean_weight_lower, mean_weight_upper = mean_weight.bounds(confidence)
@@ -330,8 +375,16 @@ def ratio_bootstrap(
 
 
 def _resample_counts(n_resamples: int, n_users: int, generator: np.random.Generator) -> Float[np.ndarray, "R U"]:
-    """How often each resample draws each user."""
+    """How often each resample draws each user.
+
+    First how many of the draws fall into each block of users, then where in their block they fall.
+    """
     counts = np.empty((n_resamples, n_users))
-    for row in counts:
-        row[:] = np.bincount(generator.integers(n_users, size=n_users, dtype=np.int32), minlength=n_users)
+    starts = np.arange(0, n_users, USERS_PER_BLOCK)
+    sizes = np.diff(starts, append=n_users)
+    drawn = generator.multinomial(n_users, sizes / n_users, size=n_resamples)
+    for row, in_blocks in zip(counts, drawn.tolist(), strict=True):
+        for start, size, n_draws in zip(starts.tolist(), sizes.tolist(), in_blocks, strict=True):
+            draws = generator.integers(size, size=n_draws, dtype=np.uint16)
+            row[start : start + size] = np.bincount(draws, minlength=size)
     return counts

@@ -115,4 +115,4 @@ def test_log_probs_are_not_estimated_where_no_value_could_follow(
     log = forgetful(storefront_log, tmp_path / "log", clicked=none, purchased=none)
     reader = stages.read_to_judge(log, ranking, LoopConfig(), lambda message, share: None)
     assert not reader.propensities_estimated
-    assert "no estimate of it" in (stages.not_identified(reader) or "")
+    assert "no estimate of it" in (stages.not_identified(reader, stages.rewards_to_judge(reader)) or "")
