@@ -98,5 +98,5 @@ def _sums(
         sums["session IS"] = session_importance_sums(whole, cap)
         sums["literature NCIS"] = literature_sums(whole)
     if with_caps:
-        sums |= cap_sums(requests, rewards.n_known, ratio)
+        sums.update(cap_sums(requests, rewards.n_known, ratio).items())
     return sums

@@ -35,8 +35,8 @@ from components.interactions.contract import RatioAssumption
 
 #: Bootstrap counts held in memory at once.
 COUNTS_PER_BLOCK = 1 << 20
-#: Users among whom draws are counted at once: their counts stay in the fastest cache, and 16 random bits make a draw.
-USERS_PER_BLOCK = 1 << 12
+#: Users of a block: as many as a byte tells apart, since random bits are what a resample costs.
+USERS_PER_BLOCK = 256
 Name = TypeVar("Name", bound=Hashable)
 
 
@@ -207,42 +207,41 @@ class _Mean:
     value: float
     influence: Float[np.ndarray, " U"]
 
+    def plus(self, other: "_Mean") -> "_Mean":
+        return _Mean(self.value + other.value, self.influence + other.influence)
+
     def minus(self, other: "_Mean") -> "_Mean":
         return _Mean(self.value - other.value, self.influence - other.influence)
 
-    def bounds(self, confidence: float) -> tuple[float, float] | tuple[None, None]:
+    def with_bounds(self, confidence: float) -> tuple[float, float | None, float | None]:
+        """The estimate and its interval's ends; None where there are fewer than two users."""
         n_users = len(self.influence)
         if n_users < 2:
-            return None, None
+            return self.value, None, None
         squares = np.square(self.influence)
         total = float(squares.sum())
         if total == 0:
-            return self.value, self.value
+            return self.value, self.value, self.value
         kurtosis = n_users * float(squares @ squares) / total**2
         degrees = n_users - 1 if kurtosis <= 1 else min(n_users - 1, 2 * n_users / (kurtosis - 1))
         half_width = float(special.stdtrit(degrees, (1 + confidence) / 2)) * np.sqrt(n_users / (n_users - 1) * total)
-        return self.value - half_width, self.value + half_width
+        return self.value, self.value - half_width, self.value + half_width
 
 
 def _target_value(sums: RatioSums) -> _Mean:
-    totals = sums.denominators.sum(axis=0)
-    ratios = sums.numerators.sum(axis=0) / totals
-    influence = np.zeros(len(sums.users))
-    # Column by column: a sum along rows of one column is dear, and all influences of every column are large.
-    for column, (ratio, total) in enumerate(zip(ratios, totals, strict=True)):
-        influence += sums.numerators[:, column] * (1.0 / total)
-        influence -= sums.denominators[:, column] * (ratio / total)
-    return _Mean(float(ratios.sum()), influence)
+    columns = zip(sums.numerators.T, sums.denominators.T, strict=True)
+    return reduce(_Mean.plus, (_ratio(numerators, denominators) for numerators, denominators in columns))
 
 
-def _mean_per_unit(totals: Float[np.ndarray, " U"], units: Float[np.ndarray, " U"], scale: float = 1.0) -> _Mean:
-    n_units = units.sum()
-    mean = totals.sum() / n_units
-    # In place: arrays of many users cost more to get than to fill.
-    influence = mean * units
-    np.subtract(totals, influence, out=influence)
-    influence *= scale / n_units
-    return _Mean(float(scale * mean), influence)
+def _ratio(numerators: Float[np.ndarray, " U"], denominators: Float[np.ndarray, " U"], scale: float = 1.0) -> _Mean:
+    """Ratio of the sums, times a scale."""
+    total = denominators.sum()
+    ratio = numerators.sum() / total
+    # In place: memory that was never touched before costs more than what is computed in it.
+    influence = ratio * denominators
+    np.subtract(numerators, influence, out=influence)
+    influence *= scale / total
+    return _Mean(float(scale * ratio), influence)
 
 
 def value_from_sums(
@@ -256,19 +255,17 @@ def value_from_sums(
     confidence: float = 0.95,
 ) -> PolicyValue:
     """The estimate V with its user-clustered interval; bounds are None where the log has fewer than two users."""
-    value = _target_value(sums)
-    behavior = _mean_per_unit(sums.rewards, sums.units)
-    difference = value.minus(behavior)
-    mean_weight = _mean_per_unit(sums.weights, sums.units, float(np.exp(sums.log_weight_scale)))
-    lower, upper = value.bounds(confidence)
-    difference_lower, difference_upper = difference.bounds(confidence)
-    mean_weight_lower, mean_weight_upper = mean_weight.bounds(confidence)
+    max_weight = float(np.exp(sums.log_weight_scale))
+    mean_weight, *mean_weight_bounds = _ratio(sums.weights, sums.units, max_weight).with_bounds(confidence)
+    target, behavior = _target_value(sums), _ratio(sums.rewards, sums.units)
+    value, lower, upper = target.with_bounds(confidence)
+    difference, *difference_bounds = target.minus(behavior).with_bounds(confidence)
     return PolicyValue(
         policy=policy,
         estimator=estimator,
         estimand=estimand,
         ratio=ratio,
-        value=value.value,
+        value=value,
         lower=lower,
         upper=upper,
         confidence=confidence,
@@ -278,14 +275,14 @@ def value_from_sums(
         n_users=len(sums.users),
         cap=sums.cap,
         cap_share=sums.n_capped / sums.n_requests,
-        max_weight=float(np.exp(sums.log_weight_scale)),
-        mean_weight=mean_weight.value,
-        mean_weight_lower=mean_weight_lower,
-        mean_weight_upper=mean_weight_upper,
+        max_weight=max_weight,
+        mean_weight=mean_weight,
+        mean_weight_lower=mean_weight_bounds[0],
+        mean_weight_upper=mean_weight_bounds[1],
         behavior_value=behavior.value,
-        difference=difference.value,
-        difference_lower=difference_lower,
-        difference_upper=difference_upper,
+        difference=difference,
+        difference_lower=difference_bounds[0],
+        difference_upper=difference_bounds[1],
         propensities_estimated=propensities_estimated,
         interval="none" if lower is None else "user-clustered delta method",
     )
@@ -312,13 +309,13 @@ def compare(
             f"{len(policy_sums.users)} users, {reference_sums.n_requests} of {len(reference_sums.users)}); "
             "a paired difference needs the same log"
         )
-    difference = _target_value(policy_sums).minus(_target_value(reference_sums))
-    lower, upper = difference.bounds(confidence)
+    between = _target_value(policy_sums).minus(_target_value(reference_sums))
+    difference, lower, upper = between.with_bounds(confidence)
     return PolicyDifference(
         policy=policy,
         reference=reference,
         estimand=estimand,
-        difference=difference.value,
+        difference=difference,
         lower=lower,
         upper=upper,
         confidence=confidence,
@@ -377,14 +374,15 @@ def ratio_bootstrap(
 def _resample_counts(n_resamples: int, n_users: int, generator: np.random.Generator) -> Float[np.ndarray, "R U"]:
     """How often each resample draws each user.
 
-    First how many of the draws fall into each block of users, then where in their block they fall.
+    First how many of the draws fall into each block of users, then where in its block each of them falls.
     """
     counts = np.empty((n_resamples, n_users))
     starts = np.arange(0, n_users, USERS_PER_BLOCK)
     sizes = np.diff(starts, append=n_users)
-    drawn = generator.multinomial(n_users, sizes / n_users, size=n_resamples)
-    for row, in_blocks in zip(counts, drawn.tolist(), strict=True):
-        for start, size, n_draws in zip(starts.tolist(), sizes.tolist(), in_blocks, strict=True):
-            draws = generator.integers(size, size=n_draws, dtype=np.uint16)
-            row[start : start + size] = np.bincount(draws, minlength=size)
+    for row, drawn in zip(counts, generator.multinomial(n_users, sizes / n_users, size=n_resamples), strict=True):
+        users, n_in_last = np.repeat(starts, drawn), int(drawn[-1])
+        whole, last = users[: n_users - n_in_last], users[n_users - n_in_last :]
+        whole += generator.integers(USERS_PER_BLOCK, size=len(whole), dtype=np.uint8)
+        last += generator.integers(sizes[-1], size=len(last), dtype=np.uint8)
+        row[:] = np.bincount(users, minlength=n_users)
     return counts

@@ -1,5 +1,6 @@
 """What stages refuse before they spend minutes, and what they leave out or estimate where a log knows less."""
 
+import json
 from pathlib import Path
 
 import polars as pl
@@ -106,6 +107,29 @@ def test_a_log_without_log_probs_is_judged_by_estimated_ones_and_every_line_says
     plain = CliRunner().invoke(app, ["evaluate", "--policy", str(tmp_path), "--log", str(storefront_log.path)])
     assert len(plain.stdout.splitlines()) == 7
     assert "propensities estimated" not in plain.stdout
+
+
+def test_a_log_in_parts_is_evaluated_like_the_same_log_in_one(
+    storefront_log: Log, ranking: StoredPolicy, tmp_path: Path
+) -> None:
+    save_policy(ranking, tmp_path)
+    rows = storefront_log.scan().collect()
+    parts = [rows.filter(pl.col("session_id").rank("dense") % 3 == number) for number in range(3)]
+    cut = write_log(tmp_path / "log", storefront_log.manifest, parts, storefront_log.items())
+    answers = [
+        CliRunner().invoke(app, ["evaluate", "--policy", str(tmp_path), "--log", str(log.path), "--json"])
+        for log in (cut, storefront_log)
+    ]
+    one, other = (json.loads(answer.stdout) for answer in answers)
+    assert len(one) == len(other) == 7
+    for value, expected in zip(one, other, strict=True):
+        numbers = {name for name, known in expected.items() if isinstance(known, float)}
+        assert {name: value[name] for name in numbers} == pytest.approx(
+            {name: expected[name] for name in numbers}, rel=1e-12, abs=1e-12
+        )
+        assert {name: value[name] for name in expected.keys() - numbers} == {
+            name: expected[name] for name in expected.keys() - numbers
+        }
 
 
 def test_log_probs_are_not_estimated_where_no_value_could_follow(
