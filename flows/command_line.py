@@ -193,12 +193,19 @@ def evaluate_policy(
     as_json: AsJson = False,
 ) -> None:
     """Off-policy estimates of a packaged policy on a log."""
-    from components.evaluation.logged_policy import logged_requests
+    from components.evaluation.estimates import estimate
+    from components.evaluation.logged_policy import judged_parts
     from components.evaluation.policy_value import Estimand, Estimate, NotIdentified
     from components.interactions.log_folder import open_log
     from components.policies.policy_folder import load_policy
     from flows.config import LoopConfig
-    from flows.stages import about_log, estimate, not_identified, read_to_judge, sessions_not_identified
+    from flows.stages import (
+        about_log,
+        not_identified,
+        read_to_judge,
+        rewards_to_judge,
+        sessions_not_identified,
+    )
 
     opened = open_log(log)
     if Path(policy).is_dir():
@@ -209,13 +216,14 @@ def evaluate_policy(
         stored = load_model(policy)
     name = stored.description.name
     reader = read_to_judge(opened, stored, LoopConfig(), lambda message, share: None)
-    estimates: list[Estimate]
-    if reason := not_identified(reader):
-        estimates = [NotIdentified(policy=name, estimand=Estimand.ONE_REQUEST, reason=reason)]
+    rewards = rewards_to_judge(reader)
+    estimates: tuple[Estimate, ...]
+    if reason := not_identified(reader, rewards):
+        estimates = (NotIdentified(policy=name, estimand=Estimand.ONE_REQUEST, reason=reason),)
     else:
         about = about_log(reader, name)
-        judged = logged_requests(reader, stored.policy, about["ratio"])
-        estimates = [*estimate(judged, about), *sessions_not_identified(judged, name)]
+        made = estimate(judged_parts(reader, stored.policy, about["ratio"]), rewards, about)
+        estimates = (*made.values, *sessions_not_identified(rewards, name))
     if as_json:
         print(json.dumps([part.model_dump(mode="json") for part in estimates], indent=2))
     else:

@@ -7,6 +7,7 @@ import copy
 import shutil
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,9 +32,9 @@ from components.environments import storefront
 from components.environments.interface import Environment
 from components.environments.rollout import LEARNED_FEEDBACK, rollout
 from components.errors import InputError
-from components.evaluation.cap_sensitivity import CapSensitivity, cap_sensitivity
-from components.evaluation.direct_method import SampledSlates, sample_slates
-from components.evaluation.doubly_robust import doubly_robust
+from components.evaluation.cap_sensitivity import CapSensitivity
+from components.evaluation.direct_method import sample_slates
+from components.evaluation.estimates import estimate
 from components.evaluation.exploit_probes import (
     ExploitProbes,
     Probe,
@@ -42,29 +43,20 @@ from components.evaluation.exploit_probes import (
     probe_policy,
     rank_agreement,
 )
-from components.evaluation.importance_sampling import (
-    importance_sampling,
-    per_decision_importance_sampling,
-    session_importance_sampling,
-)
-from components.evaluation.literature_ncis import literature_ncis
 from components.evaluation.logged_policy import (
-    JudgedRequests,
     choose_strength,
+    judged_parts,
     known_rewards,
-    logged_requests,
     ranking_quality,
     ratio_of,
 )
-from components.evaluation.ncis import fixed_cap_ncis, one_request_ncis
-from components.evaluation.point_ncis import point_ncis
+from components.evaluation.logged_requests import KnownRewards
 from components.evaluation.policy_value import About, Estimand, Estimate, NotIdentified, PolicyValue, identify
 from components.evaluation.propensity_check import PropensityCheck, batch_logits, check_propensities
-from components.evaluation.session_ncis import session_ncis
 from components.evaluation.support import SupportDistance, support_distance
 from components.evaluation.trust_score import TrustScore, trust_score
 from components.evaluation.two_sample import two_sample_test
-from components.evaluation.weights import ess_floor
+from components.evaluation.weights import default_cap, ess_floor
 from components.evaluation.world_model_trust import (
     WorldModelTrust,
     baseline_nats,
@@ -83,7 +75,7 @@ from components.experiment.logged_sessions import mean_logged_rewards
 from components.interactions.as_of import write_known_by
 from components.interactions.batching import SessionReader, SessionTable
 from components.interactions.contract import Evidence as EvidenceLevel
-from components.interactions.contract import Manifest, RatioAssumption
+from components.interactions.contract import Manifest
 from components.interactions.covisitation import count_covisitation
 from components.interactions.importers import importers
 from components.interactions.log_folder import Log, open_log
@@ -384,17 +376,23 @@ def estimate_policies(
         progress(f"estimating {name}", number / 2)
         reader = _open_to_judge(log, stored.description.vocabulary, cross_fitted)
         judged[name] = stored.policy
-        if (reason := not_identified(reader)) is None:
+        rewards = rewards_to_judge(reader)
+        if (reason := not_identified(reader, rewards)) is None:
             about = about_log(reader, name)
-            judged_requests = logged_requests(reader, stored.policy, about["ratio"])
-            requests = judged_requests.requests
-            generator = torch.Generator().manual_seed(config.seed)
-            slates = sample_slates(reader, stored.policy, users, log.manifest.reward, generator, logging)
-            made = estimate(judged_requests, about, slates)
-            estimates.extend((*made, *sessions_not_identified(judged_requests, name)))
-            support.append(support_distance(name, requests, stored.policy, logging, _probed_sessions(config, reader)))
-            if folder == policy:
-                caps = cap_sensitivity(requests, **about)
+            sample = partial(
+                sample_slates,
+                target=stored.policy,
+                user_model=users,
+                reward=log.manifest.reward,
+                generator=torch.Generator().manual_seed(config.seed),
+                behavior=logging,
+            )
+            parts = judged_parts(reader, stored.policy, about["ratio"], sample)
+            made = estimate(parts, rewards, about, with_caps=folder == policy)
+            estimates.extend((*made.values, *sessions_not_identified(rewards, name)))
+            probed = _probed_sessions(config, reader)
+            support.append(support_distance(name, made.effective, stored.policy, logging, probed))
+            caps = made.cap_sensitivity or caps
         else:
             estimates.append(NotIdentified(policy=name, estimand=Estimand.ONE_REQUEST, reason=reason))
         if log.manifest.responses == "choice":
@@ -452,11 +450,14 @@ def _check_propensities(
     )
 
 
-def not_identified(reader: SessionReader) -> str | None:
+def rewards_to_judge(reader: SessionReader) -> KnownRewards:
+    """What is known of a log's rewards; a click log is not read, since its evidence alone rules estimates out."""
+    return KnownRewards() if reader.log.manifest.evidence is EvidenceLevel.CLICKS else known_rewards(reader)
+
+
+def not_identified(reader: SessionReader, rewards: KnownRewards) -> str | None:
     """Why the log cannot tell what a policy is worth; None where it can."""
     evidence = reader.log.manifest.evidence
-    # A click log has no rewards to read: its evidence alone says that nothing is identified.
-    rewards = np.zeros(0) if evidence is EvidenceLevel.CLICKS else known_rewards(reader)
     reason = identify(evidence, rewards, propensities_estimated=reader.propensities_estimated)
     if reason is not None and identify(evidence, rewards, propensities_estimated=True) is None:
         # Log_probs are all that is missing, and from more users they would have been estimated.
@@ -472,35 +473,9 @@ def about_log(reader: SessionReader, name: str) -> About:
     return About(policy=name, ratio=ratio_of(reader), propensities_estimated=reader.propensities_estimated)
 
 
-def estimate(judged: JudgedRequests, about: About, slates: SampledSlates | None = None) -> list[PolicyValue]:
-    """The estimates that gate, NCIS and (where a world model's view of the slates is given) DR; then all others.
-
-    PointNCIS and estimates of sessions have no cascade: they say that they weigh whole slates.
-    """
-    requests, of_slates = judged.requests, about | {"ratio": RatioAssumption.FULL_SLATE}
-    estimates = [one_request_ncis(requests, **about)]
-    if slates is not None:
-        known = slates.take(judged.known)
-        estimates.append(doubly_robust(requests, known.model, **about))
-        if known.log_ratios is not None:
-            estimates.append(point_ncis(requests, known.log_ratios, **of_slates))
-    estimates += [importance_sampling(requests, **about), fixed_cap_ncis(requests, **about)]
-    if judged.in_whole_session.any() and judged.ends_known:
-        estimates += [
-            estimator(judged.whole_sessions, **of_slates)
-            for estimator in (
-                session_ncis,
-                per_decision_importance_sampling,
-                session_importance_sampling,
-                literature_ncis,
-            )
-        ]
-    return [part.model_copy(update={"unknown_share": 1.0 - part.n_requests / len(judged.known)}) for part in estimates]
-
-
-def sessions_not_identified(judged: JudgedRequests, name: str) -> list[NotIdentified]:
+def sessions_not_identified(rewards: KnownRewards, name: str) -> list[NotIdentified]:
     """Why a log cannot tell what a policy's sessions are worth, where it tells what its requests are."""
-    if judged.ends_known:
+    if rewards.ends_known:
         return []
     reason = "No session is known to have ended: its user may have gone on, so what a session earns cannot be known."
     return [NotIdentified(policy=name, estimand=Estimand.SESSION, reason=reason)]
@@ -553,7 +528,8 @@ def _probe(
     """The policies that may serve, the logging policy, and the probes."""
     slate_size, n_requests = logging.slate_size, reader.log.manifest.n_requests
     sessions, reward = _probed_sessions(config, reader), reader.log.manifest.reward
-    if len(known_rewards(sessions)) == 0:
+    cap = default_cap(known_rewards(reader).n_known)
+    if known_rewards(sessions).n_known == 0:
         return ()
     items = item_rewards(stored.user_model, reward, sessions)
     policies: dict[str, SlatePolicy] = {
@@ -583,6 +559,7 @@ def _probe(
                 reader=reader,
                 sessions=sessions,
                 ratio=ratio_of(reader),
+                cap=cap,
                 needed_ess=ess_floor(n_requests, config.gate.ess_floor_requests, config.gate.ess_floor_share),
                 seed=config.seed,
             )

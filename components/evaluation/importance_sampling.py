@@ -27,7 +27,11 @@ def importance_sampling(log: LoggedRequests, *, cap: float | None = None, **abou
         InputError: the cap is not above 0, or the ratio is `cascade` and the log has no positions.
     """
     cap = default_cap(len(log.rewards)) if cap is None else cap
-    sums = one_request_sums(log, cap, about["ratio"], normalized=False)
+    return importance_value(one_request_sums(log, cap, about["ratio"], normalized=False), **about)
+
+
+def importance_value(sums: RatioSums, **about: Unpack[About]) -> PolicyValue:
+    """The one-request value from the merged sums of a log."""
     return value_from_sums(sums, "IS", Estimand.ONE_REQUEST, **about)
 
 
@@ -39,11 +43,25 @@ def session_importance_sampling(
     Raises:
         InputError: the cap is not above 0, or a session is not whole or has more than one user.
     """
+    cap = default_cap(len(np.unique(log.session))) if cap is None else cap
+    return session_importance_value(session_importance_sums(log, cap), **about)
+
+
+def session_importance_sums(log: LoggedRequests, cap: float) -> RatioSums:
+    """Sums per user of one shard of whole sessions; the cap is that of the whole log.
+
+    Raises:
+        InputError: the cap is not above 0, or a session is not whole or has more than one user.
+    """
     sessions = WholeSessions.of(log)
-    cap = default_cap(len(sessions.starts)) if cap is None else cap
     log_ratios = sessions.cumulative(sessions.requests.log_ratios)
     weighted = np.exp(capped_log_weights(log_ratios, cap))[sessions.ends] * sessions.rewards
-    return value_from_sums(_session_sums(sessions, log_ratios, weighted, cap), "session IS", Estimand.SESSION, **about)
+    return _session_sums(sessions, log_ratios, weighted, cap)
+
+
+def session_importance_value(sums: RatioSums, **about: Unpack[About]) -> PolicyValue:
+    """The session's value from the merged sums of a log."""
+    return value_from_sums(sums, "session IS", Estimand.SESSION, **about)
 
 
 def per_decision_importance_sampling(
@@ -54,12 +72,25 @@ def per_decision_importance_sampling(
     Raises:
         InputError: the cap is not above 0, or a session is not whole or has more than one user.
     """
+    cap = default_cap(len(np.unique(log.session))) if cap is None else cap
+    return per_decision_value(per_decision_sums(log, cap), **about)
+
+
+def per_decision_sums(log: LoggedRequests, cap: float) -> RatioSums:
+    """Sums per user of one shard of whole sessions; the cap is that of the whole log.
+
+    Raises:
+        InputError: the cap is not above 0, or a session is not whole or has more than one user.
+    """
     sessions = WholeSessions.of(log)
-    cap = default_cap(len(sessions.starts)) if cap is None else cap
     log_ratios = sessions.cumulative(sessions.requests.log_ratios)
     weighted = np.exp(capped_log_weights(log_ratios, cap)) * sessions.requests.rewards
-    weighted = np.add.reduceat(weighted, sessions.starts)
-    return value_from_sums(_session_sums(sessions, log_ratios, weighted, cap), "PDIS", Estimand.SESSION, **about)
+    return _session_sums(sessions, log_ratios, np.add.reduceat(weighted, sessions.starts), cap)
+
+
+def per_decision_value(sums: RatioSums, **about: Unpack[About]) -> PolicyValue:
+    """The session's value from the merged sums of a log."""
+    return value_from_sums(sums, "PDIS", Estimand.SESSION, **about)
 
 
 def _session_sums(

@@ -14,11 +14,21 @@ import numpy as np
 from components.evaluation.logged_requests import LoggedRequests, WholeSessions
 from components.evaluation.ncis import USUAL_CAP
 from components.evaluation.policy_value import About, Estimand, PolicyValue
-from components.evaluation.weights import capped_log_weights, effective_sample_size
+from components.evaluation.ratio_sums import Column, RatioSums, sum_by_user, value_from_sums
+from components.evaluation.weights import capped_log_weights
 
 
 def literature_ncis(log: LoggedRequests, *, cap: float = USUAL_CAP, **about: Unpack[About]) -> PolicyValue:
     """The number that papers print, without bounds.
+
+    Raises:
+        InputError: the cap is not above 0, or a session is not whole or has more than one user.
+    """
+    return literature_value(literature_sums(log, cap), **about)
+
+
+def literature_sums(log: LoggedRequests, cap: float = USUAL_CAP) -> RatioSums:
+    """Sums per user of one shard of whole sessions: a session of L requests is split among them, 1 / L each.
 
     Raises:
         InputError: the cap is not above 0, or a session is not whole or has more than one user.
@@ -29,32 +39,30 @@ def literature_ncis(log: LoggedRequests, *, cap: float = USUAL_CAP, **about: Unp
     log_weights = capped_log_weights(log_ratios, cap)
     # Each session has its own scale: it cancels, and a session of tiny weights must not vanish.
     weights = np.exp(log_weights - np.repeat(np.maximum.reduceat(log_weights, starts), lengths))
-    per_session = np.add.reduceat(weights * requests.rewards, starts) / np.add.reduceat(weights, starts)
-    value = float(per_session.mean())
-    behavior_value = float((np.add.reduceat(requests.rewards, starts) / lengths).mean())
-    return PolicyValue(
-        policy=about["policy"],
-        estimator="literature NCIS",
-        estimand=Estimand.SESSION_AVERAGE,
-        ratio=about["ratio"],
-        value=value,
-        lower=None,
-        upper=None,
-        confidence=0.95,
-        effective_sample_size=effective_sample_size(log_weights),
-        n_requests=len(log_weights),
-        n_units=len(log_weights),
-        n_users=len(np.unique(requests.user)),
+    weights /= np.repeat(np.add.reduceat(weights, starts), lengths)
+    shares = np.repeat(1 / lengths, lengths)
+    return sum_by_user(
+        requests.user,
+        [Column(weights * requests.rewards, shares)],
+        log_weights=log_weights,
+        rewards=shares * requests.rewards,
+        n_requests=len(log_ratios),
+        n_capped=int(np.count_nonzero(log_weights < log_ratios)),
         cap=cap,
-        cap_share=float(np.mean(log_weights < log_ratios)),
-        max_weight=float(np.exp(log_weights.max())),
-        mean_weight=float(np.exp(log_weights).mean()),
-        mean_weight_lower=None,
-        mean_weight_upper=None,
-        behavior_value=behavior_value,
-        difference=value - behavior_value,
-        difference_lower=None,
-        difference_upper=None,
-        propensities_estimated=about.get("propensities_estimated", False),
-        interval="none",
+    )
+
+
+def literature_value(sums: RatioSums, **about: Unpack[About]) -> PolicyValue:
+    """The same from the merged sums of a log."""
+    value = value_from_sums(sums, "literature NCIS", Estimand.SESSION_AVERAGE, **about)
+    # Weights are counted over requests, means are taken over sessions.
+    behavior_value = float(sums.rewards.sum() / sums.denominators.sum())
+    bounds = ("lower", "upper", "difference_lower", "difference_upper", "mean_weight_lower", "mean_weight_upper")
+    return value.model_copy(
+        update={
+            "behavior_value": behavior_value,
+            "difference": value.value - behavior_value,
+            "interval": "none",
+            **dict.fromkeys(bounds),
+        }
     )

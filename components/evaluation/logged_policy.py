@@ -1,6 +1,7 @@
 """Ask policies what a log needs to know: log_probs of its slates, ESS, and where they rank what users chose."""
 
 from collections import defaultdict
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -9,8 +10,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from components.errors import InputError
-from components.evaluation.logged_requests import LoggedRequests, Positions
-from components.evaluation.ncis import one_request_ncis
+from components.evaluation.direct_method import SampledSlates
+from components.evaluation.logged_requests import KnownRewards, LoggedRequests, Positions
+from components.evaluation.ncis import one_request_sums
+from components.evaluation.ratio_sums import RatioSums, merge_shards
+from components.evaluation.weights import default_cap
 from components.interactions.batching import SessionBatch, SessionReader, Sessions
 from components.interactions.contract import RatioAssumption
 from components.policies.ranking_policy import NeuralSlatePolicy
@@ -32,7 +36,7 @@ def _position_log_probs(policy: SlatePolicy, batch: SessionBatch) -> Float[Tenso
 
 @dataclass(frozen=True)
 class JudgedRequests:
-    """The requests of a log whose reward is known: what estimates are made from."""
+    """The requests of a log, or of a part of it, whose reward is known: what estimates are made from."""
 
     requests: LoggedRequests
     in_whole_session: Bool[np.ndarray, " M"]
@@ -40,7 +44,21 @@ class JudgedRequests:
     known: Bool[np.ndarray, " L"]
     """Which of the log's requests these are."""
     ends_known: bool
-    """Whether any session is known to have ended: where none is, what a session earns is not known."""
+    """Whether any session of theirs is known to have ended."""
+    slates: SampledSlates | None = None
+    """What a world model says of these requests, where one was asked."""
+
+    @property
+    def rewards(self) -> KnownRewards:
+        """What is known of them, if this is the whole log."""
+        return KnownRewards(
+            n_requests=len(self.known),
+            n_known=len(self.requests.rewards),
+            n_whole_sessions=len(np.unique(self.requests.session[self.in_whole_session])),
+            lowest=float(self.requests.rewards.min()),
+            highest=float(self.requests.rewards.max()),
+            ends_known=self.ends_known,
+        )
 
     @property
     def whole_sessions(self) -> LoggedRequests:
@@ -48,10 +66,59 @@ class JudgedRequests:
         return self.requests.take(self.in_whole_session)
 
 
-def known_rewards(sessions: Sessions) -> Float[np.ndarray, " M"]:
-    """The rewards that are known, one a request."""
-    batches = sessions.batches(BATCH_SESSIONS)
-    return torch.cat([batch.rewards.double().sum(2)[batch.mask & batch.reward_known] for batch in batches]).numpy()
+def known_rewards(sessions: Sessions) -> KnownRewards:
+    """What is known of a log's rewards."""
+    found = KnownRewards()
+    for batch in sessions.batches(BATCH_SESSIONS):
+        rewards = batch.rewards.double().sum(2)[batch.mask & batch.reward_known].numpy()
+        found = KnownRewards(
+            n_requests=found.n_requests + int(batch.mask.sum()),
+            n_known=found.n_known + len(rewards),
+            n_whole_sessions=found.n_whole_sessions + int(batch.rewarded.sum()),
+            lowest=float(rewards.min(initial=found.lowest)),
+            highest=float(rewards.max(initial=found.highest)),
+            ends_known=found.ends_known or bool(batch.left.any()),
+        )
+    return found
+
+
+def judged_parts(
+    reader: SessionReader,
+    target: SlatePolicy,
+    ratio: RatioAssumption = RatioAssumption.FULL_SLATE,
+    sample: Callable[[Sessions], SampledSlates] | None = None,
+) -> Iterator[JudgedRequests]:
+    """The requests of a log, part by part; parts without a known reward are left out.
+
+    Args:
+        reader: of the log.
+        target: the policy that is judged.
+        ratio: the one that estimates will use.
+        sample: asks a world model what it expects of a part.
+
+    Raises:
+        InputError: the ratio is `cascade` and the log_probs of some request's positions are unknown.
+    """
+    for table in reader.tables():
+        if table.rows.reward_known.any():
+            judged = logged_requests(table, target, ratio)
+            yield judged if sample is None else replace(judged, slates=sample(table).take(judged.known))
+
+
+def judged_sums(reader: SessionReader, target: SlatePolicy, ratio: RatioAssumption, cap: float) -> RatioSums:
+    """Sums of one-request NCIS over a log that is judged part by part.
+
+    Args:
+        reader: of a log with at least one known reward.
+        target: the policy that is judged.
+        ratio: the one that weighs.
+        cap: of the weights; the same for each part.
+
+    Raises:
+        InputError: the ratio is `cascade` and the log_probs of some request's positions are unknown.
+    """
+    parts = judged_parts(reader, target, ratio)
+    return merge_shards({"log": one_request_sums(part.requests, cap, ratio)} for part in parts)["log"]
 
 
 def ratio_of(*readers: SessionReader) -> RatioAssumption:
@@ -172,13 +239,12 @@ def choose_strength(
     last and exact form: what is released is what the log can still judge. The ESS is that of one-request NCIS by this
     ratio, as the gate reads it.
     """
+    n_known = known_rewards(validation).n_known
 
     def ess_share() -> float:
-        requests = logged_requests(validation, policy, ratio).requests
-        estimate = one_request_ncis(requests, policy="release", ratio=ratio)
-        return estimate.effective_sample_size / estimate.n_requests
+        return judged_sums(validation, policy, ratio, default_cap(n_known)).effective.value / n_known
 
-    if len(known_rewards(validation)) == 0:
+    if n_known == 0:
         policy.strength.fill_(0.0)
         return ReleaseChoice(0.0, 0.0)
     for strength in STRENGTHS:

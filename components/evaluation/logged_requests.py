@@ -1,5 +1,6 @@
 """What an off-policy estimate is made from: flat arrays over the requests of a log."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
@@ -8,6 +9,22 @@ from jaxtyping import Bool, Float, Int
 
 from components.errors import InputError
 from components.interactions.contract import RatioAssumption
+
+
+@dataclass(frozen=True)
+class KnownRewards:
+    """What a log tells before any policy is asked: whether there can be estimates, and by which caps."""
+
+    n_requests: int = 0
+    """All of the log's."""
+    n_known: int = 0
+    """Those whose reward is known."""
+    n_whole_sessions: int = 0
+    """Sessions of which every reward is known."""
+    lowest: float = math.inf
+    highest: float = -math.inf
+    ends_known: bool = False
+    """Whether any session is known to have ended: where none is, what a session earns is not known."""
 
 
 @dataclass(frozen=True)

@@ -91,5 +91,9 @@ def fixed_cap_ncis(log: LoggedRequests, *, cap: float = USUAL_CAP, **about: Unpa
     Raises:
         InputError: the cap is not above 0, or the ratio is `cascade` and the log has no positions.
     """
-    sums = one_request_sums(log, cap, about["ratio"])
-    return value_from_sums(sums, f"NCIS with cap {cap:g}", Estimand.ONE_REQUEST, **about)
+    return fixed_cap_value(one_request_sums(log, cap, about["ratio"]), **about)
+
+
+def fixed_cap_value(sums: RatioSums, **about: Unpack[About]) -> PolicyValue:
+    """The same from the merged sums of a log."""
+    return value_from_sums(sums, f"NCIS with cap {sums.cap:g}", Estimand.ONE_REQUEST, **about)

@@ -17,7 +17,7 @@ from components.errors import InputError
 from components.evaluation.logged_requests import LoggedRequests
 from components.evaluation.ncis import USUAL_CAP
 from components.evaluation.policy_value import About, Estimand, PolicyValue
-from components.evaluation.ratio_sums import Column, sum_by_user, value_from_sums
+from components.evaluation.ratio_sums import Column, RatioSums, sum_by_user, value_from_sums
 from components.evaluation.weights import capped_log_weights
 
 
@@ -44,6 +44,15 @@ def point_ncis(
     Raises:
         InputError: the cap is not above 0, or the sampled ratios do not fit the log or are not finite.
     """
+    return point_value(point_sums(log, sampled_log_ratios, cap), **about)
+
+
+def point_sums(log: LoggedRequests, sampled_log_ratios: Float[np.ndarray, "M S"], cap: float = USUAL_CAP) -> RatioSums:
+    """Sums per user of one shard of a log.
+
+    Raises:
+        InputError: the cap is not above 0, or the sampled ratios do not fit the log or are not finite.
+    """
     log_ratios = log.log_ratios
     log_weights = capped_log_weights(log_ratios, cap)
     if len(sampled_log_ratios) != len(log_ratios) or not np.isfinite(sampled_log_ratios).all():
@@ -53,7 +62,7 @@ def point_ncis(
             f"{len(log_ratios)} rows, one for each request"
         )
     weights = np.exp(log_weights) / kept_shares(sampled_log_ratios, cap)
-    sums = sum_by_user(
+    return sum_by_user(
         log.user,
         [Column(weights * log.rewards, np.ones(len(weights)))],
         log_weights=log_weights,
@@ -62,4 +71,8 @@ def point_ncis(
         n_capped=int(np.count_nonzero(log_weights < log_ratios)),
         cap=cap,
     )
+
+
+def point_value(sums: RatioSums, **about: Unpack[About]) -> PolicyValue:
+    """The one-request value from the merged sums of a log."""
     return value_from_sums(sums, "PointNCIS", Estimand.ONE_REQUEST, **about)

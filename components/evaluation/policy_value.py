@@ -3,10 +3,9 @@
 from enum import StrEnum
 from typing import Annotated, Literal, NotRequired, TypedDict
 
-import numpy as np
-from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict, Field
 
+from components.evaluation.logged_requests import KnownRewards
 from components.interactions.contract import Evidence, RatioAssumption
 
 
@@ -107,25 +106,23 @@ class PolicyDifference(BaseModel):
     n_users: int = Field(ge=1, description="Users of the log: the clusters of the interval.")
 
 
-def identify(
-    evidence: Evidence, rewards: Float[np.ndarray, " M"], *, propensities_estimated: bool = False
-) -> str | None:
+def identify(evidence: Evidence, rewards: KnownRewards, *, propensities_estimated: bool = False) -> str | None:
     """Why a log cannot tell the value of a policy other than its own, in one sentence; None where it can.
 
     Args:
         evidence: what the log's manifest says.
-        rewards: one for each request whose reward is known.
+        rewards: what is known of them.
         propensities_estimated: whether log_probs were fitted for a log that has slates without them.
     """
     if evidence is Evidence.CLICKS:
         return "The log holds clicks only and not the slates that were shown, so no other policy can be judged on it."
     if evidence is Evidence.SLATES and not propensities_estimated:
         return "The log does not say with which probability its slates were shown, and no estimate of it was given."
-    if len(rewards) == 0:
+    if rewards.n_known == 0:
         return "No request's reward is known: feedback that it weighs is missing everywhere."
-    if rewards.min() == rewards.max():
+    if rewards.lowest == rewards.highest:
         return (
-            f"Every logged request has the reward {rewards[0]:g}: the log does not vary in what is to be optimized, "
-            "so every policy would get the same value."
+            f"Every logged request has the reward {rewards.lowest:g}: the log does not vary in what is to be "
+            "optimized, so every policy would get the same value."
         )
     return None

@@ -15,12 +15,15 @@ has to know: ν = min(U − 1, 2U / (κ − 1)), with κ the kurtosis of the inf
 (Satterthwaite 1946; normal influences have κ = 3 and ν = U − 1). The logged mean R / N = Σ_u R_u / Σ_u N_u has the same
 form, so the difference of two values has the difference of their influences, and its interval is paired by user.
 
-Sums add, so a log may be read in shards and on several machines: `merge` gives the same estimate as the whole log.
+Sums add, so a log may be read in shards and on several machines: `merge` gives the same estimate as the whole log, and
+`merge_shards` that of a log whose shards come one by one.
 Weights are stored divided by exp(log_scale), since log ratios of ±700 leave float64 when they are squared.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
+from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -33,6 +36,9 @@ from components.interactions.contract import RatioAssumption
 
 #: Bootstrap counts held in memory at once.
 COUNTS_PER_BLOCK = 1 << 20
+#: Users of a block: as many as a byte tells apart, since random bits are what a resample costs.
+USERS_PER_BLOCK = 256
+Name = TypeVar("Name", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -156,9 +162,38 @@ def merge(first: RatioSums, second: RatioSums) -> RatioSums:
     )
 
 
+def merge_shards(shards: Iterable[Mapping[Name, RatioSums]]) -> dict[Name, RatioSums]:
+    """Sums of a whole log from those of its shards, by name; a shard that has nothing to say leaves a name out.
+
+    Shards are merged as a binary counter carries, like with like: no row is copied more than log₂(shards) times.
+
+    Args:
+        shards: at least one.
+    """
+    waiting: list[dict[Name, RatioSums]] = []
+    for number, shard in enumerate(shards, start=1):
+        waiting.append(dict(shard))
+        while number % 2 == 0:
+            second, first = waiting.pop(), waiting.pop()
+            waiting.append(_merge_names(first, second))
+            number //= 2
+    return reduce(_merge_names, reversed(waiting))
+
+
+def _merge_names(first: dict[Name, RatioSums], second: dict[Name, RatioSums]) -> dict[Name, RatioSums]:
+    """Both together; they are emptied, so that no more than one name is held twice."""
+    merged = {}
+    for name in [*first, *(name for name in second if name not in first)]:
+        parts = [shard.pop(name) for shard in (first, second) if name in shard]
+        merged[name] = reduce(merge, parts)
+    return merged
+
+
 def _widen(sums: RatioSums, n_columns: int) -> RatioSums:
     """The same sums with more steps: past its longest session's end a shard has no reward, and its final weights."""
     extra = n_columns - len(sums.log_scales)
+    if extra == 0:
+        return sums
     return replace(
         sums,
         numerators=np.pad(sums.numerators, ((0, 0), (0, extra))),
@@ -174,32 +209,41 @@ class _Mean:
     value: float
     influence: Float[np.ndarray, " U"]
 
+    def plus(self, other: "_Mean") -> "_Mean":
+        return _Mean(self.value + other.value, self.influence + other.influence)
+
     def minus(self, other: "_Mean") -> "_Mean":
         return _Mean(self.value - other.value, self.influence - other.influence)
 
-    def bounds(self, confidence: float) -> tuple[float, float] | tuple[None, None]:
+    def with_bounds(self, confidence: float) -> tuple[float, float | None, float | None]:
+        """The estimate and its interval's ends; None where there are fewer than two users."""
         n_users = len(self.influence)
         if n_users < 2:
-            return None, None
+            return self.value, None, None
         squares = np.square(self.influence)
         total = float(squares.sum())
         if total == 0:
-            return self.value, self.value
+            return self.value, self.value, self.value
         kurtosis = n_users * float(squares @ squares) / total**2
         degrees = n_users - 1 if kurtosis <= 1 else min(n_users - 1, 2 * n_users / (kurtosis - 1))
         half_width = float(special.stdtrit(degrees, (1 + confidence) / 2)) * np.sqrt(n_users / (n_users - 1) * total)
-        return self.value - half_width, self.value + half_width
+        return self.value, self.value - half_width, self.value + half_width
 
 
 def _target_value(sums: RatioSums) -> _Mean:
-    totals = sums.denominators.sum(axis=0)
-    ratios = sums.numerators.sum(axis=0) / totals
-    return _Mean(float(ratios.sum()), ((sums.numerators - ratios * sums.denominators) / totals).sum(axis=1))
+    columns = zip(sums.numerators.T, sums.denominators.T, strict=True)
+    return reduce(_Mean.plus, (_ratio(numerators, denominators) for numerators, denominators in columns))
 
 
-def _mean_per_unit(totals: Float[np.ndarray, " U"], units: Float[np.ndarray, " U"]) -> _Mean:
-    mean = totals.sum() / units.sum()
-    return _Mean(float(mean), (totals - mean * units) / units.sum())
+def _ratio(numerators: Float[np.ndarray, " U"], denominators: Float[np.ndarray, " U"], scale: float = 1.0) -> _Mean:
+    """Ratio of the sums, times a scale."""
+    total = denominators.sum()
+    ratio = numerators.sum() / total
+    # In place: memory that was never touched before costs more than what is computed in it.
+    influence = ratio * denominators
+    np.subtract(numerators, influence, out=influence)
+    influence *= scale / total
+    return _Mean(float(scale * ratio), influence)
 
 
 def value_from_sums(
@@ -213,19 +257,17 @@ def value_from_sums(
     confidence: float = 0.95,
 ) -> PolicyValue:
     """The estimate V with its user-clustered interval; bounds are None where the log has fewer than two users."""
-    value = _target_value(sums)
-    behavior = _mean_per_unit(sums.rewards, sums.units)
-    difference = value.minus(behavior)
-    mean_weight = _mean_per_unit(sums.weights * np.exp(sums.log_weight_scale), sums.units)
-    lower, upper = value.bounds(confidence)
-    difference_lower, difference_upper = difference.bounds(confidence)
-    mean_weight_lower, mean_weight_upper = mean_weight.bounds(confidence)
+    max_weight = float(np.exp(sums.log_weight_scale))
+    mean_weight, *mean_weight_bounds = _ratio(sums.weights, sums.units, max_weight).with_bounds(confidence)
+    target, behavior = _target_value(sums), _ratio(sums.rewards, sums.units)
+    value, lower, upper = target.with_bounds(confidence)
+    difference, *difference_bounds = target.minus(behavior).with_bounds(confidence)
     return PolicyValue(
         policy=policy,
         estimator=estimator,
         estimand=estimand,
         ratio=ratio,
-        value=value.value,
+        value=value,
         lower=lower,
         upper=upper,
         confidence=confidence,
@@ -235,14 +277,14 @@ def value_from_sums(
         n_users=len(sums.users),
         cap=sums.cap,
         cap_share=sums.n_capped / sums.n_requests,
-        max_weight=float(np.exp(sums.log_weight_scale)),
-        mean_weight=mean_weight.value,
-        mean_weight_lower=mean_weight_lower,
-        mean_weight_upper=mean_weight_upper,
+        max_weight=max_weight,
+        mean_weight=mean_weight,
+        mean_weight_lower=mean_weight_bounds[0],
+        mean_weight_upper=mean_weight_bounds[1],
         behavior_value=behavior.value,
-        difference=difference.value,
-        difference_lower=difference_lower,
-        difference_upper=difference_upper,
+        difference=difference,
+        difference_lower=difference_bounds[0],
+        difference_upper=difference_bounds[1],
         propensities_estimated=propensities_estimated,
         interval="none" if lower is None else "user-clustered delta method",
     )
@@ -269,13 +311,13 @@ def compare(
             f"{len(policy_sums.users)} users, {reference_sums.n_requests} of {len(reference_sums.users)}); "
             "a paired difference needs the same log"
         )
-    difference = _target_value(policy_sums).minus(_target_value(reference_sums))
-    lower, upper = difference.bounds(confidence)
+    between = _target_value(policy_sums).minus(_target_value(reference_sums))
+    difference, lower, upper = between.with_bounds(confidence)
     return PolicyDifference(
         policy=policy,
         reference=reference,
         estimand=estimand,
-        difference=difference.value,
+        difference=difference,
         lower=lower,
         upper=upper,
         confidence=confidence,
@@ -332,8 +374,17 @@ def ratio_bootstrap(
 
 
 def _resample_counts(n_resamples: int, n_users: int, generator: np.random.Generator) -> Float[np.ndarray, "R U"]:
-    """How often each resample draws each user."""
+    """How often each resample draws each user.
+
+    First how many of the draws fall into each block of users, then where in its block each of them falls.
+    """
     counts = np.empty((n_resamples, n_users))
-    for row in counts:
-        row[:] = np.bincount(generator.integers(n_users, size=n_users, dtype=np.int32), minlength=n_users)
+    starts = np.arange(0, n_users, USERS_PER_BLOCK)
+    sizes = np.diff(starts, append=n_users)
+    for row, drawn in zip(counts, generator.multinomial(n_users, sizes / n_users, size=n_resamples), strict=True):
+        users, n_in_last = np.repeat(starts, drawn), int(drawn[-1])
+        whole, last = users[: n_users - n_in_last], users[n_users - n_in_last :]
+        whole += generator.integers(USERS_PER_BLOCK, size=len(whole), dtype=np.uint8)
+        last += generator.integers(sizes[-1], size=len(last), dtype=np.uint8)
+        row[:] = np.bincount(users, minlength=n_users)
     return counts

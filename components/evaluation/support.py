@@ -4,10 +4,11 @@
     outside share  1/n Σ_i Σ_a π(a | i) · 1[β(a | i) < φ / N_i],    φ = 0.1
 
 over logged requests i with N_i candidates each. The first is the Rényi divergence of order 2 of the target policy
-π from the logging policy β, as the weights of whole slates give it, whichever ratio estimates use. But weights are
-those of slates that were shown: of items that the log never shows they know nothing. The second looks at them: the
-share of the policy's first items that the logging policy shows there less often than a tenth of chance. The log holds
-the probability of what was shown alone, so β of the other candidates is that of the fitted logging policy.
+π from the logging policy β, as the one-request estimate's weights give it: those of whole slates, whichever ratio it
+uses. But weights are those of slates that were shown: of items that the log never shows they know nothing. The second
+looks at them: the share of the policy's first items that the logging policy shows there less often than a tenth of
+chance. The log holds the probability of what was shown alone, so β of the other candidates is that of the fitted
+logging policy.
 """
 
 import math
@@ -15,8 +16,7 @@ import math
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from components.evaluation.logged_requests import LoggedRequests
-from components.evaluation.weights import effective_sample_size
+from components.evaluation.weights import EffectiveSize
 from components.interactions.batching import Sessions
 from components.policies.slate_policy import SlatePolicy
 
@@ -42,20 +42,20 @@ class SupportDistance(BaseModel):
 
 
 def support_distance(
-    name: str, requests: LoggedRequests, policy: SlatePolicy, logging: SlatePolicy, sessions: Sessions
+    name: str, effective: EffectiveSize, policy: SlatePolicy, logging: SlatePolicy, sessions: Sessions
 ) -> SupportDistance:
     """Support distance of a policy on a log.
 
     Args:
         name: of the policy.
-        requests: of the log, with the policy's log_probs.
+        effective: of the policy's one-request estimate on the log.
         policy: the one that is judged.
         logging: the fitted logging policy.
         sessions: of the log, or a sample of them.
     """
     return SupportDistance(
         policy=name,
-        divergence=math.log(len(requests.rewards) / effective_sample_size(requests.log_ratios)),
+        divergence=math.log(effective.n / effective.of_positions[-1]),
         outside_share=outside_share(policy, logging, sessions),
     )
 

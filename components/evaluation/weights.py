@@ -100,11 +100,16 @@ class EffectiveSize:
         )
 
     @property
+    def of_positions(self) -> Float[np.ndarray, " K"]:
+        """n_k; the last is that of whole slates, since the slate down to the last position is the slate."""
+        return np.square(self.weights) / self.squared_weights
+
+    @property
     def value(self) -> float:
         """n_eff; where no position's reward varies, all count alike."""
         variances = np.maximum(self.squared_rewards / self.n - np.square(self.rewards / self.n), 0.0)
         shares = variances / variances.sum() if variances.any() else np.full(len(variances), 1 / len(variances))
-        return float(1.0 / (shares * self.squared_weights / np.square(self.weights)).sum())
+        return float(1.0 / (shares / self.of_positions).sum())
 
 
 def ess_floor(n: int, at_least: float = 500.0, share: float = 0.01) -> float:

@@ -21,7 +21,8 @@ from scipy import stats
 from components.environments.rollout import rollout
 from components.environments.true_value import true_one_request_value, true_session_value
 from components.evaluation.direct_method import sample_slates
-from components.evaluation.logged_policy import JudgedRequests, known_rewards, logged_requests
+from components.evaluation.estimates import estimate
+from components.evaluation.logged_policy import JudgedRequests, logged_requests
 from components.evaluation.ncis import one_request_ncis
 from components.evaluation.policy_value import About, Estimand, PolicyValue
 from components.evaluation.weights import ess_floor
@@ -34,7 +35,7 @@ from flows.benchmarks import Budget, Context, Figure
 from flows.benchmarks._pool import Member, Pool, mdp_pool, storefront_pool
 from flows.figures import ErrorPoint, bias_and_error
 from flows.settings import REPOSITORY
-from flows.stages import CROSS_CHECK, GATING, estimate
+from flows.stages import CROSS_CHECK, GATING
 
 BUDGET = Budget(full=90, quick=5)
 LOG_SESSIONS = {"storefront": 1_500, "mdp": 4_000}
@@ -124,7 +125,8 @@ def open_bandit(path: Path) -> dict[str, Figure]:
             estimated = one_request_ncis(
                 logged_requests(reader, uniform).requests, policy="uniform", ratio=RatioAssumption.FULL_SLATE
             )
-            observed = known_rewards(SessionReader(logs["random"], Vocabulary.fit(logs["random"])))
+            own = SessionReader(logs["random"], Vocabulary.fit(logs["random"]))
+            observed = logged_requests(own, uniform).requests.rewards
         assert estimated.lower is not None and estimated.upper is not None
         difference = estimated.value - float(observed.mean())
         spread = 1.96 * float(observed.std(ddof=1)) / np.sqrt(len(observed))
@@ -234,9 +236,13 @@ def _estimates(
     for size in PARTS:
         rows = whole.requests.session < size * len(log.batch.users)
         judged = JudgedRequests(
-            whole.requests.take(rows), whole.in_whole_session[rows], whole.known[rows], whole.ends_known
+            whole.requests.take(rows),
+            whole.in_whole_session[rows],
+            whole.known[rows],
+            whole.ends_known,
+            None if slates is None else slates.take(rows),
         )
-        for value in estimate(judged, about, None if slates is None else slates.take(rows)):
+        for value in estimate([judged], judged.rewards, about).values:
             if ratio is RatioAssumption.FULL_SLATE:
                 yield value, size
             elif value.estimator in (GATING, CROSS_CHECK):

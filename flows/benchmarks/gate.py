@@ -33,11 +33,11 @@ from components.evaluation.doubly_robust import doubly_robust
 from components.evaluation.exploit_probes import compare_values, judge_exploit
 from components.evaluation.logged_policy import logged_requests
 from components.evaluation.logged_requests import LoggedRequests
-from components.evaluation.ncis import one_request_ncis
+from components.evaluation.ncis import one_request_ncis, one_request_sums
 from components.evaluation.policy_value import About
 from components.evaluation.propensity_check import batch_logits, check_propensities
 from components.evaluation.support import SupportDistance, support_distance
-from components.evaluation.weights import ess_floor
+from components.evaluation.weights import default_cap, ess_floor
 from components.evaluation.world_model_trust import TrustConfig
 from components.evaluation.world_model_value import ModelValue, model_value
 from components.experiment.ab import AbResult, analyze_ab
@@ -258,7 +258,7 @@ class _World:
         judged = logged_requests(self.log, policy, RATIO)
         logging = self.pool.behavior
         slates = sample_slates(self.log, policy, users, self.pool.environment.reward, torch.Generator().manual_seed(79))
-        whole = one_request_ncis(judged.requests, policy=NAME, ratio=RATIO)
+        effective = one_request_sums(judged.requests, default_cap(len(judged.requests.rewards)), RATIO).effective
         order = np.argsort(judged.requests.user, kind="stable")
         probed = RedrawnLog(self.sessions.select(torch.arange(2_000)))
         return Population(
@@ -269,8 +269,8 @@ class _World:
             model_value=model_value(
                 users, self.pool.environment.reward, policy, probed, torch.Generator().manual_seed(1)
             ),
-            support=support_distance(NAME, judged.requests, policy, logging, probed),
-            ess_share=whole.effective_sample_size / whole.n_requests,
+            support=support_distance(NAME, effective, policy, logging, probed),
+            ess_share=effective.value / effective.n,
         )
 
     def _evidence(self, population: Population, generator: np.random.Generator) -> GateEvidence:

@@ -2,8 +2,7 @@
 
 The default storefront. The log and the shop stay; what learns is seeded anew, and every seed goes through the whole
 loop to its decision. Every policy is then rolled out in the true shop, on the same users and the same chance, so
-differences
-within a seed are paired.
+differences within a seed are paired.
 
 Two ceilings stand beside what was learned. The oracle reads each user's mind. The exact Bayes filter knows the shop but
 of its users only their sessions, as policies do: greedy it earns the most that can be learned at all, and drawn back to

@@ -1,12 +1,15 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
+from components.evaluation.logged_requests import KnownRewards
 from components.evaluation.ncis import one_request_ncis
 from components.evaluation.policy_value import Estimand, Estimate, NotIdentified, identify
 from components.interactions.contract import Evidence, RatioAssumption
 
-VARIED = np.array([0.0, 1.0])
+VARIED = KnownRewards(n_requests=3, n_known=3, lowest=0.0, highest=1.0)
 
 
 def test_a_log_of_clicks_identifies_no_policy():
@@ -20,11 +23,15 @@ def test_slates_without_propensities_identify_a_value_only_by_an_estimate_of_the
 
 
 def test_a_constant_reward_identifies_no_policy():
-    assert "reward 1" in (identify(Evidence.PROPENSITIES, np.ones(3)) or "")
+    assert "reward 1" in (identify(Evidence.PROPENSITIES, replace(VARIED, lowest=1.0)) or "")
 
 
 def test_slates_with_propensities_and_varied_rewards_identify_every_policy():
     assert identify(Evidence.PROPENSITIES, VARIED) is None
+
+
+def test_a_log_without_a_known_reward_identifies_no_policy():
+    assert "No request's reward is known" in (identify(Evidence.PROPENSITIES, KnownRewards(n_requests=3)) or "")
 
 
 def test_estimates_survive_json(random_log):

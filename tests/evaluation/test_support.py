@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from components.evaluation.logged_policy import logged_requests
-from components.evaluation.ncis import one_request_ncis
+from components.evaluation.ncis import one_request_ncis, one_request_sums
 from components.evaluation.support import outside_share, support_distance
 from components.interactions.batching import Requests, SessionReader
 from components.interactions.contract import RatioAssumption
@@ -50,11 +50,15 @@ def test_nothing_lies_outside_where_the_log_shows_everything(reader: SessionRead
     assert outside_share(FirstCandidate(9.0), UniformPolicy(4), table) == 0.0
 
 
-def test_the_divergence_is_that_of_the_effective_sample_size(reader: SessionReader) -> None:
+@pytest.mark.parametrize("ratio", RatioAssumption)
+def test_the_divergence_is_that_of_the_effective_sample_size_of_whole_slates(
+    ratio: RatioAssumption, reader: SessionReader
+) -> None:
     (table,) = reader.tables()
     policy = FirstCandidate(0.5)
-    log = logged_requests(reader, policy).requests
+    log = logged_requests(reader, policy, ratio).requests
     estimate = one_request_ncis(log, policy="it", ratio=RatioAssumption.FULL_SLATE)
-    distance = support_distance("it", log, policy, UniformPolicy(4), table)
+    effective = one_request_sums(log, estimate.cap, ratio).effective
+    distance = support_distance("it", effective, policy, UniformPolicy(4), table)
     assert distance.policy == "it"
     assert estimate.n_requests * math.exp(-distance.divergence) == pytest.approx(estimate.effective_sample_size)

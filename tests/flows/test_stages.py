@@ -280,7 +280,30 @@ def test_too_few_users_of_a_log_to_evaluate_on_are_named(
         write_log(tmp_path / "one", storefront_log.manifest, [one], storefront_log.items()), tmp_path / "log"
     )
     reader = stages.read_to_judge(log, ranking, LoopConfig(), lambda message, share: None)
-    assert "too few users" in (stages.not_identified(reader) or "")
+    assert "too few users" in (stages.not_identified(reader, stages.rewards_to_judge(reader)) or "")
+
+
+def test_a_log_in_parts_is_evaluated_like_the_same_log_in_one(
+    storefront_log: Log, ranking: StoredPolicy, tmp_path: Path
+) -> None:
+    save_policy(ranking, tmp_path)
+    rows = storefront_log.scan().collect()
+    parts = [rows.filter(pl.col("session_id").rank("dense") % 3 == number) for number in range(3)]
+    cut = write_log(tmp_path / "log", storefront_log.manifest, parts, storefront_log.items())
+    answers = [
+        CliRunner().invoke(app, ["evaluate", "--policy", str(tmp_path), "--log", str(log.path), "--json"])
+        for log in (cut, storefront_log)
+    ]
+    one, other = (json.loads(answer.stdout) for answer in answers)
+    assert len(one) == len(other) == 7
+    for value, expected in zip(one, other, strict=True):
+        numbers = {name for name, known in expected.items() if isinstance(known, float)}
+        assert {name: value[name] for name in numbers} == pytest.approx(
+            {name: expected[name] for name in numbers}, rel=1e-12, abs=1e-12
+        )
+        assert {name: value[name] for name in expected.keys() - numbers} == {
+            name: expected[name] for name in expected.keys() - numbers
+        }
 
 
 def test_log_probs_are_not_estimated_where_no_value_could_follow(
@@ -290,4 +313,4 @@ def test_log_probs_are_not_estimated_where_no_value_could_follow(
     log = forgetful(storefront_log, tmp_path / "log", clicked=none, purchased=none)
     reader = stages.read_to_judge(log, ranking, LoopConfig(), lambda message, share: None)
     assert not reader.propensities_estimated
-    assert "no estimate of it" in (stages.not_identified(reader) or "")
+    assert "no estimate of it" in (stages.not_identified(reader, stages.rewards_to_judge(reader)) or "")
