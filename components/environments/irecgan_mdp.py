@@ -24,21 +24,28 @@ Shape letters: B users, S states, V item indices (padding and unknown included),
 
 import math
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
+import polars as pl
 import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 from torch.nn import functional
 
 from components.environments.interface import Feedback
+from components.environments.rollout import log_rows, rollout
 from components.interactions.batching import MAX_EVENTS, Requests
-from components.interactions.contract import Reward
+from components.interactions.contract import Evidence, Feature, Manifest, RatioAssumption, Reward
+from components.interactions.log_folder import Log, write_log
 from components.interactions.tensor_record import TensorRecord
 from components.interactions.vocabulary import FIRST_ITEM
 from components.policies import plackett_luce
-from components.policies.slate_policy import MemorylessPolicy, SessionState, SlateChoice
+from components.policies.slate_policy import MemorylessPolicy, SessionState, SlateChoice, SlatePolicy
 
 START = 0
+FIRST_SESSION = datetime(2026, 1, 1, tzinfo=UTC)
+SESSION_GAP, REQUEST_GAP, FEEDBACK_DELAY = timedelta(minutes=1), timedelta(seconds=20), timedelta(seconds=1)
 #: Utility in nats of the items that a policy means to show; the sampler's noise spans 20, so no other is sampled.
 CERTAIN = 30.0
 
@@ -85,6 +92,8 @@ class IRecGanMdp:
         self.appeal: Float[Tensor, "S V"] = functional.pad(appeal, (FIRST_ITEM, 0))
         self.transition: Float[Tensor, "S V S"] = functional.pad(transition, (0, 0, FIRST_ITEM, 0))
         self.items: Int[Tensor, " N"] = torch.arange(n_items) + FIRST_ITEM
+        # Padded, so that a vocabulary, which sorts by id, gives the items these very indices.
+        self.item_ids = tuple(f"item-{number:04d}" for number in range(n_items))
 
     def reset(self, users: Int[Tensor, " B"], generator: torch.Generator) -> MdpState:
         """All sessions open in the start state."""
@@ -112,6 +121,21 @@ class IRecGanMdp:
         drawn = slates.gather(1, place)[:, 0]
         following = torch.multinomial(self.transition[state.current, drawn], 1, generator=generator)[:, 0]
         return Feedback(clicks, torch.zeros_like(clicks), ~clicked[:, 0]), MdpState(following)
+
+    def manifest(self, loop: str) -> Manifest:
+        """What logs of this MDP mean."""
+        state = Feature(name="state", kind="categorical", values=tuple(map(str, range(self.n_states))))
+        return Manifest(
+            loop=loop,
+            source="irecgan-mdp",
+            evidence=Evidence.PROPENSITIES,
+            ratio_assumption=RatioAssumption.FULL_SLATE,
+            responses="choice",
+            slate_size=self.slate_size,
+            has_purchases=False,
+            context=(state,) if self.state_observed else (),
+            reward=self.reward,
+        )
 
     def states_of(self, requests: Requests) -> Int[Tensor, " B"]:
         """State of each request, from its context or else from its revealed truth.
@@ -233,3 +257,31 @@ class MixPolicy(MemorylessPolicy):
         prefixes = [policy.log_prob(state, requests, slates).cumsum(1) for policy in (self.best, self.middle)]
         mixed = torch.logaddexp(*prefixes) - math.log(2.0)
         return torch.diff(mixed, dim=1, prepend=torch.zeros_like(mixed[:, :1]))
+
+
+def write_mdp_log(
+    mdp: IRecGanMdp, behavior: SlatePolicy, n_sessions: int, max_steps: int, seed: int, loop: str, out: Path
+) -> Log:
+    """Log sessions of the MDP under a policy, each of a user of its own; the same seed gives the same log.
+
+    Args:
+        mdp: answers the slates; where its state is hidden, the log does not show it either.
+        behavior: chooses the slates.
+        n_sessions: sessions to log.
+        max_steps: requests after which a session is censored.
+        seed: of the only generator.
+        loop: name of the loop that the log is for.
+        out: folder of the log.
+    """
+    users = torch.arange(n_sessions)
+    rows = log_rows(
+        rollout(mdp, behavior, users, torch.Generator().manual_seed(seed), max_steps),
+        manifest=mdp.manifest(loop),
+        item_ids=mdp.item_ids,
+        user_ids=[f"user-{number:07d}" for number in range(n_sessions)],
+        started=pl.Series([FIRST_SESSION + number * SESSION_GAP for number in range(n_sessions)]),
+        request_gap=REQUEST_GAP,
+        feedback_delay=FEEDBACK_DELAY,
+        policy="behavior",
+    )
+    return write_log(out, mdp.manifest(loop), [rows], pl.DataFrame({"item_id": mdp.item_ids}))

@@ -204,10 +204,13 @@ def log_rows(
         request_id=pl.format("{}-{}", "session_id", "step"),
         loop=pl.lit(manifest.loop),
         policy=pl.lit(policy),
-        context=pl.struct(
-            pl.Series(feature.name, np.array(feature.values)[codes.argmax(1).numpy()])
-            for feature, codes in zip(manifest.context, context.split(widths, dim=1), strict=True)
-        ),
     )
+    if manifest.context:
+        frame = frame.with_columns(
+            context=pl.struct(
+                pl.Series(feature.name, np.array(feature.values)[codes.argmax(1).numpy()])
+                for feature, codes in zip(manifest.context, context.split(widths, dim=1), strict=True)
+            )
+        )
     absent = {column: dtype for column, dtype in manifest.schema().items() if column not in frame.columns}
     return frame.with_columns(pl.lit(None, dtype=dtype).alias(column) for column, dtype in absent.items())

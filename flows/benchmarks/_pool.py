@@ -6,20 +6,15 @@ logs of their own. Their settings are small: what is measured is the evidence, n
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Generic
 
-import polars as pl
 import torch
 
 from components.agents.reinforce import train_reinforce
 from components.environments import storefront
 from components.environments.interface import Environment, State
-from components.environments.irecgan_mdp import IRecGanMdp, MdpState
-from components.environments.rollout import log_rows, rollout
-from components.interactions.contract import Evidence, Feature, Manifest, RatioAssumption
-from components.interactions.log_folder import write_log
+from components.environments.irecgan_mdp import IRecGanMdp, MdpState, write_mdp_log
 from components.interactions.vocabulary import FIRST_ITEM
 from components.policies.policy_folder import load_policy
 from components.policies.ranking_policy import NeuralSlatePolicy
@@ -143,33 +138,7 @@ def _between(policy: TabularSlatePolicy, behavior: TabularSlatePolicy) -> Callab
 
 def _mdp_user_model(mdp: IRecGanMdp, behavior: SlatePolicy, folder: Path, seed: int) -> UserModel:
     def write(config: LoopConfig, out: Path, progress: object) -> None:
-        generator = torch.Generator().manual_seed(seed)
-        users = torch.arange(MDP_LOG_SESSIONS)
-        batch = rollout(mdp, behavior, users, generator, MDP_STEPS)
-        manifest = Manifest(
-            loop=config.loop,
-            source="irecgan-mdp",
-            evidence=Evidence.PROPENSITIES,
-            ratio_assumption=RatioAssumption.FULL_SLATE,
-            responses="choice",
-            slate_size=SLATE,
-            has_purchases=False,
-            context=(Feature(name="state", kind="categorical", values=tuple(map(str, range(N_STATES)))),),
-            reward=mdp.reward,
-        )
-        item_ids = [f"item-{number}" for number in range(N_ITEMS)]
-        first = datetime(2026, 1, 1, tzinfo=UTC)
-        rows = log_rows(
-            batch,
-            manifest=manifest,
-            item_ids=item_ids,
-            user_ids=[f"user-{number}" for number in users.tolist()],
-            started=pl.Series([first + timedelta(minutes=number) for number in users.tolist()]),
-            request_gap=timedelta(seconds=20),
-            feedback_delay=timedelta(seconds=1),
-            policy="behavior",
-        )
-        write_log(out / "log", manifest, [rows], pl.DataFrame({"item_id": item_ids}))
+        write_mdp_log(mdp, behavior, MDP_LOG_SESSIONS, MDP_STEPS, seed, config.loop, out / "log")
 
     run = _runner(small_config(seed))
     run(Stage("mdp-log", frozenset(), write, (), lambda folder: True), folder / "data")
