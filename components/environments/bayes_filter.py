@@ -12,7 +12,7 @@ Nothing that sees the session alone can predict responses better than
     P(click i | b, A) = Σ_s b(s) · r(s, i)² / Σ_{j in A} r(s, j)
 
 `BayesGreedyPolicy` shows the K items of the largest expected appeal E_b[r(s, i)]. `BayesSlatePolicy` looks at the whole
-slate and shows the one that maximises E_b[Σ r²] / E_b[Σ r], which is all but the chance of a click; it earns more, since
+slate and shows the one that maximises E_b[Σ r²] / E_b[Σ r], all but the chance of a click; it earns more, since
 what is drawn for its own appeal should be clicked too. Both look at one request alone, so neither is optimal.
 
 Shape letters: B users, S states, N candidates, K positions.
