@@ -1,4 +1,7 @@
-"""Which items users turn to next: neighbours of each item by how often one follows the other in a session."""
+"""Which items users turn to next: neighbours of each item by how often one follows the other in a session.
+
+Of an item with more followers than are listed, those are listed that follow it more often than the first that is not.
+"""
 
 from dataclasses import dataclass
 
@@ -28,6 +31,8 @@ class Covisitation:
     """How often users turned to each item."""
     one_visit: Float[Tensor, " V"]
     """What one visit adds to a weight: who learns from the visits that were counted leaves out the one at hand."""
+    unlisted: Float[Tensor, " V"]
+    """Weight of the most frequent follower that is not listed: those that are listed weigh more."""
 
 
 def touched_items(rows: pl.LazyFrame, manifest: Manifest) -> pl.LazyFrame:
@@ -66,17 +71,23 @@ def count_covisitation(log: Log, vocabulary: Vocabulary) -> Covisitation:
         .len()
         .with_columns(visits=pl.col("len").sum().over("item_id"))
         .sort(["item_id", "len", "next_id"], descending=[False, True, False])
-        .with_columns(rank=pl.int_range(pl.len()).over("item_id"))
+        .with_columns(
+            rank=pl.int_range(pl.len()).over("item_id"),
+            unlisted=pl.col("len").sort(descending=True).slice(N_NEIGHBORS, 1).sum().over("item_id"),
+        )
         .filter(pl.col("rank") < N_NEIGHBORS)
         .collect()
     )
     neighbors = np.zeros((vocabulary.size, N_NEIGHBORS), dtype=np.int64)
     weights = np.zeros((vocabulary.size, N_NEIGHBORS), dtype=np.float32)
-    place = vocabulary.indices(pairs["item_id"]), pairs["rank"].to_numpy()
-    neighbors[place] = vocabulary.indices(pairs["next_id"])
-    weights[place] = pairs["len"].to_numpy() / (pairs["visits"].to_numpy() + PSEUDO_VISITS)
-    one_visit = np.zeros(vocabulary.size, dtype=np.float32)
-    one_visit[place[0]] = 1.0 / (pairs["visits"].to_numpy() + PSEUDO_VISITS)
+    one_visit, unlisted = np.zeros((2, vocabulary.size), dtype=np.float32)
+    items, visits = vocabulary.indices(pairs["item_id"]), pairs["visits"].to_numpy() + PSEUDO_VISITS
+    one_visit[items] = 1.0 / visits
+    unlisted[items] = pairs["unlisted"].to_numpy() / visits
+    listed = (pairs["len"] > pairs["unlisted"]).to_numpy()
+    place = items[listed], pairs["rank"].to_numpy()[listed]
+    neighbors[place] = vocabulary.indices(pairs["next_id"])[listed]
+    weights[place] = (pairs["len"].to_numpy() / visits)[listed]
     touches = np.zeros(vocabulary.size, dtype=np.float32)
     touches[vocabulary.indices(counts["item_id"])] = counts["len"].to_numpy()
-    return Covisitation(*map(torch.from_numpy, (neighbors, weights, touches, one_visit)))
+    return Covisitation(*map(torch.from_numpy, (neighbors, weights, touches, one_visit, unlisted)))

@@ -86,6 +86,7 @@ class SessionEncoder(nn.Module):
     neighbors: Tensor
     neighbor_weights: Tensor
     one_visit: Tensor
+    unlisted: Tensor
 
     def __init__(self, shape: EncoderShape) -> None:
         super().__init__()
@@ -96,6 +97,7 @@ class SessionEncoder(nn.Module):
         self.register_buffer("neighbors", torch.zeros(shape.n_indices, N_NEIGHBORS, dtype=torch.long))
         self.register_buffer("neighbor_weights", torch.zeros(shape.n_indices, N_NEIGHBORS))
         self.register_buffer("one_visit", torch.zeros(shape.n_indices))
+        self.register_buffer("unlisted", torch.zeros(shape.n_indices))
         self.id_embedding = nn.Embedding(shape.n_indices, width, padding_idx=0)
         nn.init.normal_(self.id_embedding.weight.data[1:], std=0.05)
         nn.init.zeros_(self.id_embedding.weight.data[:1])
@@ -125,6 +127,7 @@ class SessionEncoder(nn.Module):
         self.neighbors.copy_(covisitation.neighbors)
         self.neighbor_weights.copy_(covisitation.weights)
         self.one_visit.copy_(covisitation.one_visit)
+        self.unlisted.copy_(covisitation.unlisted)
 
     def item_vectors(self, items: Int[Tensor, "*X"]) -> Float[Tensor, "*X D"]:
         """e_i; zero for padding."""
@@ -255,7 +258,11 @@ class SessionEncoder(nn.Module):
         follows = ((items[:, :, None] == neighbors[:, None, :]) * weights[:, None, :]).sum(2)
         if counted is not None:
             own = (items[:, :, None] == counted[:, None, :]).any(2)
-            follows = (follows - own * self.one_visit[last][:, None]).clamp(min=0.0)
+            one_visit = self.one_visit[last][:, None]
+            follows = follows - own * one_visit
+            # Without that visit the item would not be listed, as others that follow as often are not. Half a visit
+            # stands for equality, which rounding might miss.
+            follows = torch.where(follows > self.unlisted[last][:, None] + 0.5 * one_visit, follows, 0.0)
         touched = same.float()
         followed = (follows / FOLLOW_RATE).log1p()
         return torch.stack([touched[:, :, 0], (touched * decay).amax(2), touched.sum(2).log1p(), followed], dim=2)

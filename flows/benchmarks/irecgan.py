@@ -1,8 +1,8 @@
-"""IRecGAN's 10-state MDP with the state observed: does REINFORCE, trained in the true environment, find the optimum?
+"""IRecGAN's 10-state MDP. State observed: does REINFORCE, trained in the true environment, find the optimum?
 
 One candidate of a slate is drawn in proportion to its r, so the best slates hold a few good items and fill up with
 items that are all but never drawn; ranking by r alone stays a fifth below. The trained policy is judged by a large
-rollout (as a distribution) and by its most likely slates (exactly).
+rollout (as a distribution) and by its most likely slates (exactly). State hidden: `_hidden_state.py`.
 """
 
 from functools import partial
@@ -17,7 +17,7 @@ from components.environments.rollout import rollout
 from components.interactions.vocabulary import FIRST_ITEM
 from components.policies.slate_policy import SlatePolicy, UniformPolicy
 from components.policies.tabular_policy import TabularSlatePolicy
-from flows.benchmarks import Budget, Context, Figure
+from flows.benchmarks import Budget, Context, Figure, _hidden_state
 from flows.benchmarks._irecgan_comparison import compare
 
 BUDGET = Budget(full=90, quick=5)
@@ -63,7 +63,33 @@ def measure(context: Context) -> dict[str, Figure]:
         update={"target": "at least 0.95", "holds": share.value >= 0.95}
     )
     compared = compare(context, n_seeds)
-    return figures | {name: _mean(values, unit) for name, (values, unit) in compared.items()}
+    return (
+        figures
+        | _hidden_figures(context, n_seeds)
+        | {name: _mean(values, unit) for name, (values, unit) in compared.items()}
+    )
+
+
+def _hidden_figures(context: Context, n_seeds: int) -> dict[str, Figure]:
+    """Clicks without sight of the state, and what the loop learned from a log as shares of the exact Bayes filter's."""
+    learn = partial(_hidden_state.learn_from_log, quick=context.quick)
+    results = [context.keep(f"hidden-{seed}", partial(learn, seed)) for seed in range(n_seeds)]
+    values = {name: np.array([result[name] for result in results]) for name in results[0]}
+    figures = {
+        f"hidden.{name}": _mean(values[name], "clicks a session")
+        for name in ("random", "bayes_greedy", "bayes_slates", "reinforce")
+    }
+    share = _mean(values["reinforce"] / values["bayes_greedy"], "share, ranked by the expected r")
+    figures["hidden.reinforce.share_of_bayes_greedy"] = share.model_copy(
+        update={"target": "at least 0.9", "holds": share.value >= 0.9}
+    )
+    figures["hidden.reinforce.share_of_bayes_slates"] = _mean(
+        values["reinforce"] / values["bayes_slates"], "share, slates by their expected clicks"
+    )
+    figures["hidden.user_model_above_bayes"] = _mean(
+        values["user_model_nats"] - values["bayes_nats"], "nats a request, above the exact filter's"
+    )
+    return figures
 
 
 def _known(seed: int) -> dict[str, float]:

@@ -1,14 +1,22 @@
 import itertools
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from components.environments.irecgan_mdp import START, IRecGanMdp, MixPolicy, myopic_policy, optimal_policy
+from components.environments.irecgan_mdp import (
+    START,
+    IRecGanMdp,
+    MixPolicy,
+    myopic_policy,
+    optimal_policy,
+    write_mdp_log,
+)
 from components.environments.rollout import rollout
-from components.interactions.batching import SessionBatch
-from components.interactions.vocabulary import FIRST_ITEM
+from components.interactions.batching import SessionBatch, SessionReader
+from components.interactions.vocabulary import FIRST_ITEM, Vocabulary
 from components.policies.slate_policy import OraclePolicy, SlatePolicy, UniformPolicy
 
 UNCAPPED = 1_000
@@ -228,6 +236,23 @@ def test_probabilities_of_all_slates_of_a_mixture_sum_to_one() -> None:
 def test_mix_refuses_an_mdp_with_too_few_items_of_middle_rank() -> None:
     with pytest.raises(ValueError, match="9 items leave fewer than 4"):
         MixPolicy(IRecGanMdp(n_items=9, slate_size=4))
+
+
+@pytest.mark.parametrize("observed", [True, False])
+def test_a_log_holds_the_sessions_that_took_place_and_the_state_only_where_it_is_observed(
+    tmp_path: Path, observed: bool
+) -> None:
+    mdp = IRecGanMdp(n_items=12, slate_size=3, state_observed=observed)
+
+    log = write_mdp_log(mdp, UniformPolicy(3), n_sessions=50, max_steps=3, seed=5, loop="shop", out=tmp_path / "log")
+
+    table = next(SessionReader(log, Vocabulary.fit(log)).tables())
+    batch = table.batch(torch.arange(50))
+    generator = torch.Generator().manual_seed(5)
+    truth = rollout(mdp, UniformPolicy(3), torch.arange(50), generator, 3)
+    assert batch.context.shape[2] == (10 if observed else 0)
+    for name in ("mask", "candidates", "slates", "context", "clicks", "left", "leave_observed", "rewards", "log_probs"):
+        torch.testing.assert_close(getattr(batch, name), getattr(truth, name), check_dtype=False, msg=name)
 
 
 def test_the_same_seed_is_the_same_mdp() -> None:

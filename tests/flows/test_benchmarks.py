@@ -15,7 +15,7 @@ from components.interactions.importers import table as table_source
 from components.interactions.log_folder import Log
 from components.interactions.vocabulary import Vocabulary
 from components.policies.slate_policy import UniformPolicy
-from flows.benchmarks import Document, Figure, names, table
+from flows.benchmarks import Document, Figure, _hidden_state, names, table
 from flows.benchmarks.coverage import RedrawnLog
 from flows.benchmarks.coverage import _figures as coverage_figures
 from flows.benchmarks.gate import draw_users
@@ -180,3 +180,11 @@ def test_coverage_holds_within_the_binomial_interval_and_an_estimator_without_lo
     assert figures["mdp.coverage.DR"].holds is False
     assert figures["mdp.coverage.DR"].skipped == "no log reached the ESS floor"
     assert figures["mdp.coverage_below_floor.IS"].holds is None
+
+
+@pytest.mark.slow
+def test_a_policy_of_a_short_log_of_the_hidden_mdp_beats_random_slates_and_not_the_exact_filter() -> None:
+    result = _hidden_state.learn_from_log(1, quick=True)
+
+    assert result["bayes_nats"] < result["user_model_nats"] < result["bayes_nats"] + 0.2
+    assert result["random"] < result["reinforce"] < result["bayes_slates"]

@@ -1,11 +1,17 @@
+import itertools
+from collections import Counter
+from pathlib import Path
+
 import polars as pl
 import pytest
 import torch
 
+from components.environments.irecgan_mdp import IRecGanMdp, write_mdp_log
 from components.interactions.contract import Manifest
 from components.interactions.covisitation import N_NEIGHBORS, Covisitation, count_covisitation, touched_items
 from components.interactions.log_folder import Log
 from components.interactions.vocabulary import PADDING, Vocabulary
+from components.policies.slate_policy import UniformPolicy
 
 APPLE, CHERRY, LEMON, PLUM, UNKNOWN = 2, 3, 4, 5, 1
 
@@ -64,6 +70,28 @@ def test_the_most_frequent_followers_come_first(storefront_log: Log) -> None:
     assert covisitation.neighbors.shape == covisitation.weights.shape == (vocabulary.size, N_NEIGHBORS)
     assert bool((covisitation.weights.diff(dim=1) <= 0).all())
     assert bool((covisitation.weights.sum(1) < 1).all())
+
+
+def test_listed_followers_are_those_more_frequent_than_any_that_is_not_listed(tmp_path: Path) -> None:
+    mdp = IRecGanMdp(n_items=40, slate_size=10, seed=1, state_observed=False)
+    log = write_mdp_log(mdp, UniformPolicy(10), n_sessions=800, max_steps=20, seed=0, loop="shop", out=tmp_path / "log")
+    vocabulary = Vocabulary.fit(log)
+    touched = touched_items(log.scan(), log.manifest).collect()
+    order = touched.sort("session_id", "step", "place", maintain_order=True)
+    followers: dict[str, Counter[str]] = {}
+    for (_,), session in order.group_by("session_id", maintain_order=True):
+        for item, following in set(itertools.pairwise(session["item_id"])):
+            followers.setdefault(item, Counter())[following] += 1
+
+    covisitation = count_covisitation(log, vocabulary)
+
+    assert any(len(counts) > N_NEIGHBORS for counts in followers.values())
+    for item, counts in followers.items():
+        row = int(vocabulary.indices(pl.Series([item]))[0])
+        unlisted = sorted(counts.values(), reverse=True)[N_NEIGHBORS:][:1] or [0]
+        listed = [neighbor for neighbor in covisitation.neighbors[row].tolist() if neighbor != PADDING]
+        assert set(vocabulary.ids(torch.tensor(listed))) == {name for name in counts if counts[name] > unlisted[0]}
+        assert float(covisitation.unlisted[row]) == pytest.approx(unlisted[0] / (counts.total() + 10), rel=1e-5)
 
 
 def test_counting_twice_gives_the_same_neighbors(storefront_log: Log) -> None:

@@ -63,6 +63,7 @@ def make_model() -> Callable[..., UserModel]:
             nn.functional.pad(weights, (0, encoder.neighbors.shape[1] - 2)),
             torch.arange(N_INDICES).float(),
             torch.full((N_INDICES,), 0.05),
+            torch.zeros(N_INDICES),
         )
         encoder.know_items(torch.zeros(N_INDICES, 0), covisitation)
         return UserModel(encoder, slate_size, responses).eval()

@@ -186,6 +186,23 @@ def test_a_visit_that_was_counted_is_left_out_of_training_and_of_nothing_else(
     assert learned == pytest.approx(math.log1p(max(weight - 0.05, 0.0) / 0.01), rel=1e-5)
 
 
+def test_a_follower_that_the_visit_at_hand_alone_has_listed_is_learned_from_like_one_that_is_not(
+    make_model: Callable[..., UserModel], views: Callable[..., SessionBatch]
+) -> None:
+    encoder = make_model(0).encoder
+    weight = float(encoder.neighbor_weights[5, 0])
+    encoder.neighbor_weights[5] = weight
+    state, follower = encoder.states(views([[5]])), encoder.neighbors[5, :1][None]
+
+    def learned(unlisted: float) -> float:
+        encoder.unlisted[5] = unlisted
+        return float(encoder.pair_features(state, follower, follower)[0, 0, 3])
+
+    assert weight > 0.1
+    assert learned(weight - 0.05) == 0.0
+    assert learned(weight - 0.1) == pytest.approx(math.log1p((weight - 0.05) / 0.01), rel=1e-5)
+
+
 def test_sampled_responses_have_the_modelled_frequencies(make_model: Callable[..., UserModel]) -> None:
     model = make_model(3)
     with torch.no_grad():
