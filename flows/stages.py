@@ -278,6 +278,8 @@ def train_policy(config: LoopConfig, split: Path, world: Path, behavior: Path, o
         config.seed,
         progress,
         None if discriminator is None else discriminator.relative_beliefs,
+        # Without slates a click is the meeting of a drawn item and the slate, and nothing to be told beforehand.
+        environment.expected_rewards if manifest.slate_size else None,
     )
     release = Release(strength=1.0, validation_ess=None, required_ess=None)
     if has_log_probs:

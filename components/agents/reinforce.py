@@ -7,7 +7,8 @@
     A_{t,k} = G_{t,k} − V_k(s_t),   G_{t,k} = Σ_{j≥k} q_t r_{t,j} + γ G_{t+1},   ω_t = min(π(slate_t) / b(slate_t), cap)
 
 q_t is the discriminator's belief that a generated session is real, over its mean at step t (1 for logged sessions, and
-where there is no discriminator), V a learned baseline that does not depend on the slate.
+where there is no discriminator), V a learned baseline that does not depend on the slate. In a world model r_{t,j} is
+E[r | s_t, slate, clicks above j] instead of the reward that was drawn, where that is known: the same mean, less noise.
 
 With `critic = "td"` the baseline's own V₁(s_{t+1}) takes the place of G_{t+1}: A is the one-step TD error, V learns by
 TD(0), and REINFORCE becomes the actor-critic (Sutton and Barto 2018, section 13.5): less noise, and the critic's bias.
@@ -21,7 +22,7 @@ Shape letters: B sessions, T requests, M = B·T requests, K positions, N candida
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -44,6 +45,8 @@ from components.world_model.training import Progress
 
 #: Belief that each request of generated sessions is real: (B, T) from a batch.
 Discriminate = Callable[[SessionBatch], Float[Tensor, "B T"]]
+#: Reward that was to be expected at each position of generated sessions: (B, T, K) from a batch.
+Expect = Callable[[SessionBatch], Float[Tensor, "B T K"]]
 
 
 class ReinforceConfig(BaseModel):
@@ -126,6 +129,7 @@ def train_reinforce(
     seed: int,
     progress: Progress,
     discriminate: Discriminate | None = None,
+    expect: Expect | None = None,
 ) -> ReinforceTraining:
     """Train a policy by its gradient, in any environment.
 
@@ -138,6 +142,9 @@ def train_reinforce(
         seed: of the only generator.
         progress: told after each step.
         discriminate: belief that generated requests are real; None counts all as real.
+        expect: reward that was to be expected of generated slates, which takes the place of what was drawn: the same
+            gradient with less noise. None where the environment cannot tell; `credit = "clicks"` asks for what was
+            drawn.
 
     Raises:
         InputError: neither generated nor logged sessions have a weight.
@@ -169,6 +176,8 @@ def train_reinforce(
         if config.generated_weight > 0:
             chosen = users[torch.randint(len(users), (config.sessions,), generator=generator)]
             generated = rollout(environment, policy, chosen, generator, config.max_steps)
+            if expect is not None and config.credit != "clicks":
+                generated = replace(generated, rewards=expect(generated))
             belief = discriminate(generated) if discriminate else generated.mask.float()
             sums.append((config.generated_weight, generated, _terms(policy, baseline, generated, config, belief, None)))
         if logged_batches is not None:

@@ -14,7 +14,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from components.environments.interface import Feedback
-from components.interactions.batching import Requests, SessionTable
+from components.environments.rollout import position_rewards
+from components.interactions.batching import Requests, SessionBatch, SessionTable
 from components.interactions.contract import Reward
 from components.interactions.tensor_record import TensorRecord
 from components.policies.slate_policy import SessionState
@@ -119,6 +120,20 @@ class WorldModel:
             state.session, step, row, following.hidden, following.recent,
             requests.candidates, requests.context, requests.events, following.memory,
         )  # fmt: skip
+
+    @torch.no_grad()
+    def expected_rewards(self, batch: SessionBatch) -> Float[Tensor, "B T K"]:
+        """E[reward | session so far, slate, clicks above] at each position of generated sessions; zeros beyond them.
+
+        Averaged over the clicks above, which were drawn, it is the mean of the reward that was drawn.
+        """
+        flat = batch.mask.flatten()
+        session = self.user_model.encoder.states(batch).select(flat)
+        slates, clicks = batch.slates.flatten(0, 1)[flat], batch.clicks.flatten(0, 1)[flat]
+        click = self.user_model.click_probabilities(session, slates, clicks)
+        purchase = torch.sigmoid(self.user_model.encoder.purchase_logits(session, slates)) * self.user_model.sells
+        expected = position_rewards(self.reward, click, click * purchase) * (slates > 0)
+        return torch.zeros_like(batch.rewards).masked_scatter(batch.mask[..., None], expected.to(batch.rewards.dtype))
 
     def _ends(self, state: WorldModelState, left: Bool[Tensor, " B"]) -> Bool[Tensor, " B"]:
         """Whose session ends: who leaves or, where leaving is not known, is at the end of the replayed session."""

@@ -179,3 +179,16 @@ def test_where_leaving_is_not_known_a_session_ends_with_the_one_that_it_replays(
         sessions = rollout(world, policy, users, torch.Generator().manual_seed(0), 100)
 
         assert torch.equal(sessions.lengths, world.pool.lengths)
+
+
+def test_expected_rewards_are_the_mean_of_those_that_are_drawn(shop: WorldModel) -> None:
+    users = torch.randint(N_SESSIONS, (20_000,), generator=torch.Generator().manual_seed(1))
+
+    sessions = rollout(shop, UniformPolicy(shop.slate_size), users, torch.Generator().manual_seed(2), max_steps=3)
+    expected = shop.expected_rewards(sessions)
+
+    # Given the session, the slate and the clicks above, what is left is noise of mean 0 at each position.
+    surprise = (sessions.rewards - expected)[sessions.mask].double()
+    assert bool((surprise.mean(0).abs() < 4.0 * surprise.std(0) / len(surprise) ** 0.5).all())
+    assert float(expected[sessions.mask].std()) < 0.5 * float(sessions.rewards[sessions.mask].std())
+    assert not bool(expected[~sessions.mask].any())
