@@ -40,7 +40,7 @@ class LikelihoodConfig(BaseModel):
         ge=1,
         description="Step size of the few weights that all items share (positions, pair features), as a multiple.",
     )
-    weight_decay: float = Field(default=1e-5, ge=0, description="Pull of all weights towards zero.")
+    weight_decay: float = Field(default=1e-3, ge=0, description="Pull of all weights towards zero.")
     clip_norm: float = Field(default=5.0, gt=0, description="Largest norm of a gradient.")
     negatives: int = Field(default=1_000, ge=10, description="Sampled items of a step, for logs without slates.")
 

@@ -26,10 +26,9 @@ from scipy import stats as statistics
 from components.environments import storefront
 from components.environments.rollout import rollout
 from components.environments.storefront_filter import FilterPolicy
-from components.evaluation.logged_policy import logged_requests
-from components.evaluation.ncis import one_request_ncis
+from components.evaluation.logged_policy import judged_sums, ratio_of
 from components.evaluation.policy_value import PolicyValue
-from components.evaluation.weights import ess_floor
+from components.evaluation.weights import default_cap, ess_floor
 from components.evaluation.world_model_value import item_rewards
 from components.experiment.gate import Outcome
 from components.interactions.batching import SessionReader
@@ -82,10 +81,10 @@ def measure(context: Context) -> dict[str, Figure]:
         for seed in range(n_loops)
     ]
     ablated = [keep(f"ablation-{seed}", lambda seed=seed: _ablations(seed, *quick)) for seed in range(n_ablated)]  # type: ignore[misc]
-    ceiling = keep("filter", lambda: _filter(*quick))
+    known = keep("known", lambda: _known(*quick))
     by_loop = _columns(loops)
     return {
-        **_quality({name: values[:n_ablated] for name, values in by_loop.items()}, ceiling),
+        **_quality({name: values[:n_ablated] for name, values in by_loop.items()}, known),
         "promoted": _share(by_loop["promoted"], "at least 0.8", lambda share: share >= 0.8),
         "held": _share(by_loop["held"]),
         "one_slate_fits_all.promoted": _share(_columns(alike)["promoted"], "at most 0.1", lambda share: share <= 0.1),
@@ -96,23 +95,23 @@ def measure(context: Context) -> dict[str, Figure]:
     }
 
 
-def _quality(values: dict[str, Float[np.ndarray, " S"]], ceiling: dict[str, float]) -> dict[str, Figure]:
-    names = ("random", "popularity", "constant", "logging", "cem", "reinforce", "reinforce_unbound", "oracle")
-    figures = {f"{name}.true_session_reward": _mean(values[name], REWARD) for name in names}
-    gap = values["oracle"] - values["cem"]
+def _quality(values: dict[str, Float[np.ndarray, " S"]], known: dict[str, float]) -> dict[str, Figure]:
+    figures = {f"{name}.true_session_reward": Figure(value=reward, unit=REWARD) for name, reward in known.items()}
+    for name in ("constant", "cem", "reinforce", "reinforce_unbound"):
+        figures[f"{name}.true_session_reward"] = _mean(values[name], REWARD)
 
     def closed(reward: Float[np.ndarray, " S"] | float) -> Float[np.ndarray, " S"]:
-        return np.asarray((reward - values["cem"]) / gap)
+        return np.asarray((reward - values["cem"]) / (known["oracle"] - values["cem"]))
 
     return figures | {
         "reinforce_minus_cem": _mean(values["reinforce"] - values["cem"], REWARD, "interval above 0", above=0.0),
         "gap_closed_from_cem_to_oracle": _mean(closed(values["reinforce"]), "share", "at least 0.5", above=0.5),
-        "gap_closed_by_the_filter_greedy": _mean(closed(ceiling["greedy"]), "share; the most that sessions tell"),
+        "gap_closed_by_the_filter_greedy": _mean(closed(known["filter_greedy"]), "share; the most that sessions tell"),
         "gap_closed_by_the_filter_at_the_floor": _mean(
-            closed(ceiling["at_floor"]), "share; the most that this log can judge"
+            closed(known["filter_at_the_floor"]), "share; the most that this log can judge"
         ),
         "share_of_the_filter_at_the_floor": _mean(
-            (values["reinforce"] - values["logging"]) / (ceiling["at_floor"] - values["logging"]),
+            (values["reinforce"] - known["logging"]) / (known["filter_at_the_floor"] - known["logging"]),
             "share of its gain over the logging policy",
         ),
         "effective_requests": Figure(
@@ -191,18 +190,14 @@ def _loop(seed: int, *settings: str) -> dict[str, float]:
         assert isinstance(estimates.gating, PolicyValue)
         assert isinstance(policy.policy, NeuralSlatePolicy)
         strength = float(policy.policy.strength)
-        shop, revealing = _shops(config)
+        shop, _ = _shops(config)
         vocabulary = policy.description.vocabulary
         train = SessionReader(open_log(learned["split"].path / TRAIN), vocabulary)
         items = item_rewards(load_user_model(learned["world"].path).user_model, shop.reward, train)
         earned = {
-            "random": _true_reward(shop, UniformPolicy(shop.slate_size)),
-            "popularity": _true_reward(shop, PopularityPolicy(shop.slate_size, vocabulary.counts(), SHARP)),
             "constant": _true_reward(shop, ConstantPolicy(shop.slate_size, items.mean, items.n_requests, SHARP)),
-            "logging": _true_reward(shop, storefront.BehaviorPolicy(shop)),
             "cem": _true_reward(shop, baseline.policy),
             "reinforce": _true_reward(shop, policy.policy),
-            "oracle": _true_reward(revealing, OraclePolicy(shop.slate_size)),
         }
         policy.policy.strength.fill_(1.0)
         return earned | {
@@ -227,29 +222,32 @@ def _ablations(seed: int, *settings: str) -> dict[str, float]:
         return earned
 
 
-def _filter(*settings: str) -> dict[str, float]:
-    """What the exact filter earns: greedy, and as far from the logging policy as the gate's floor allows."""
+def _known(*settings: str) -> dict[str, float]:
+    """What policies earn that learn nothing or know the shop; the filter also as far out as the gate's floor allows."""
     config = load_config(None, list(settings))
-    shop, _ = _shops(config)
+    shop, revealing = _shops(config)
     with TemporaryDirectory() as scratch:
         run = _Run(Path(scratch))
         dataset = run(config, stages.import_source, path=StageRef(path=Path(), digest="simulated"))
         checked = run(config, stages.validate_log, dataset=dataset)
         split = run(config, stages.split_sessions, checked=checked)
-        train, test = open_log(split.path / TRAIN), open_log(split.path / TEST)
-        reader = SessionReader(test, Vocabulary.fit(train))
-        floor = _floor(config, test.manifest.n_requests)
+        vocabulary = Vocabulary.fit(open_log(split.path / TRAIN))
+        reader = SessionReader(open_log(split.path / TEST), vocabulary)
+        floor = _floor(config, reader.log.manifest.n_requests)
+        ratio = ratio_of(reader)
 
         def judgeable(weight: float) -> bool:
-            about = stages.about_log(reader, "filter")
-            judged = logged_requests(reader, FilterPolicy(shop, weight), about["ratio"])
-            return one_request_ncis(judged.requests, **about).effective_sample_size >= floor
+            cap = default_cap(reader.log.manifest.n_requests)
+            return judged_sums(reader, FilterPolicy(shop, weight), ratio, cap).effective.value >= floor
 
         weight = max(weight for weight in FILTER_WEIGHTS if judgeable(weight))
     return {
-        "greedy": _true_reward(shop, FilterPolicy(shop, SHARP)),
-        "at_floor": _true_reward(shop, FilterPolicy(shop, weight)),
-        "weight": weight,
+        "random": _true_reward(shop, UniformPolicy(shop.slate_size)),
+        "popularity": _true_reward(shop, PopularityPolicy(shop.slate_size, vocabulary.counts(), SHARP)),
+        "logging": _true_reward(shop, storefront.BehaviorPolicy(shop)),
+        "filter_greedy": _true_reward(shop, FilterPolicy(shop, SHARP)),
+        "filter_at_the_floor": _true_reward(shop, FilterPolicy(shop, weight)),
+        "oracle": _true_reward(revealing, OraclePolicy(shop.slate_size)),
     }
 
 
