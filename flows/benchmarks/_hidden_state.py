@@ -2,8 +2,11 @@
 
 A log of random slates; a user model of it, by likelihood and adversarial steps; a policy trained by REINFORCE in that
 world model alone, never in the MDP. Then policies are rolled out in the MDP. The stages are the loop's own, their
-settings `settings`: the log holds 50 items and tells little of a session, so networks are small, and nothing pulls the
-policy towards random slates, since it is judged by the MDP and not by the log.
+settings `settings`: found on the first draw of the MDP, what is credited on one that is not judged.
+
+The log holds 50 items and tells little of a session, so networks are small. Nothing pulls the policy towards random
+slates, since the MDP judges it and not the log. One item of a slate is chosen, so clicked positions alone learn, as in
+the paper: credit for the whole slate is unbiased, and its noise settles the policy before it has told the items apart.
 """
 
 from pathlib import Path
@@ -38,12 +41,13 @@ def settings(seed: int, *, quick: bool) -> LoopConfig:
         "user_model": {"max_epochs": 6, "batch_sessions": 256},
         "behavior": {"epochs": 1},
         "reinforce": {
-            "iterations": 5 if quick else 100,
-            "sessions": 1_000,
+            "iterations": 5 if quick else 40,
+            "sessions": 3_000,
             "max_steps": 8,
             "gamma": 0.5,
-            "credit": "slate",
-            "entropy": 0.01,
+            "credit": "clicks",
+            "learning_rate": 6e-3,
+            "entropy": 0.02,
             "pull": 0.0,
             "logged_weight": 0.0,
         },
