@@ -12,6 +12,9 @@ from components.interactions.batching import Requests, SessionBatch
 from components.interactions.tensor_record import TensorRecord
 from components.policies import plackett_luce
 
+#: Factor on scores that makes the highest all but certain to come first.
+SHARP = 1e4
+
 
 @dataclass(frozen=True)
 class SessionState(TensorRecord):
@@ -148,4 +151,4 @@ class OraclePolicy(MemorylessPolicy):
         """Expected reward of each candidate, so sharp that ranking by it is all but certain."""
         if requests.truth is None:
             raise ValueError("the environment reveals no truth: make it with reveal_truth=True")
-        return torch.where(requests.candidates > 0, 1e4 * requests.truth, -torch.inf)
+        return torch.where(requests.candidates > 0, SHARP * requests.truth, -torch.inf)

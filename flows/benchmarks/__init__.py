@@ -97,7 +97,8 @@ def run(name: str, *, quick: bool, seeds: int | None, path: Path | None, full: b
     lineage = {"code": code_digest(), "lock": lock_digest(), "commit": git_commit()}
     home = PlatformSettings().home / "benchmarks"
     kept = home / name / digest_of(code_digest((*LIBRARY, "flows/benchmarks")), str(quick), str(full), str(path))[:16]
-    shared = home / "shared" / digest_of(code_digest((*LIBRARY, "flows/benchmarks/_pool.py")), str(quick))[:16]
+    pool_code = code_digest((*LIBRARY, "flows/benchmarks/_pool.py", "flows/benchmarks/_stages.py"))
+    shared = home / "shared" / digest_of(pool_code, str(quick))[:16]
     for folder in (kept, shared):
         folder.mkdir(parents=True, exist_ok=True)
     figures = module.measure(Context(quick, full, seeds, path, kept, shared))

@@ -15,8 +15,8 @@ from tempfile import TemporaryDirectory
 import torch
 
 from components.environments.bayes_filter import BayesFilter, BayesGreedyPolicy, BayesSlatePolicy
-from components.environments.irecgan_mdp import IRecGanMdp, write_mdp_log
-from components.environments.rollout import rollout
+from components.environments.irecgan_mdp import IRecGanMdp
+from components.environments.true_value import true_session_value
 from components.interactions.batching import SessionReader
 from components.interactions.log_folder import open_log
 from components.interactions.splits import TEST
@@ -26,8 +26,8 @@ from components.policies.slate_policy import SlatePolicy, UniformPolicy
 from components.world_model.user_model import UserModel
 from components.world_model.user_model_folder import load_user_model
 from flows import stages
+from flows.benchmarks._stages import StageRunner, mdp_log
 from flows.config import LoopConfig
-from flows.stage_store import Stage
 
 LOG_SESSIONS, QUICK_LOG_SESSIONS, LOG_STEPS = 40_000, 4_000, 40
 JUDGED_SESSIONS, MAX_STEPS = 20_000, 400
@@ -62,24 +62,13 @@ def learn_from_log(seed: int, *, quick: bool) -> dict[str, float]:
     mdp = IRecGanMdp(seed=seed, state_observed=False)
     config = settings(seed, quick=quick)
     with TemporaryDirectory() as scratch:
-        folders = {name: Path(scratch) / name for name in ("data", "split", "users", "behavior", "world", "policy")}
-        for folder in folders.values():
-            folder.mkdir()
-
-        def run(stage: Stage, out: str, **upstream: str) -> None:
-            paths = {role: folders[name] for role, name in upstream.items()}
-            stage.compute(config, **paths, out=folders[out], progress=lambda message, share: None)
-
+        run = StageRunner(Path(scratch))
         n_sessions = QUICK_LOG_SESSIONS if quick else LOG_SESSIONS
-        log = folders["data"] / "log"
-        write_mdp_log(mdp, UniformPolicy(mdp.slate_size), n_sessions, LOG_STEPS, seed, config.loop, log)
-        run(stages.split_sessions, "split", checked="data")
-        run(stages.fit_user_model, "users", split="split")
-        run(stages.fit_behavior, "behavior", split="split", users="users")
-        run(stages.fit_world_model, "world", split="split", users="users", behavior="behavior")
-        run(stages.train_policy, "policy", split="split", world="world", behavior="behavior")
-        policy, users = load_policy(folders["policy"]).policy, load_user_model(folders["world"])
-        test = SessionReader(open_log(folders["split"] / TEST), users.vocabulary)
+        log = run(config, mdp_log(mdp, UniformPolicy(mdp.slate_size), n_sessions, LOG_STEPS))
+        split = run(config, stages.split_sessions, checked=log)
+        learned = run.learn(config, split)
+        policy, users = load_policy(learned.policy.path).policy, load_user_model(learned.world.path)
+        test = SessionReader(open_log(split.path / TEST), users.vocabulary)
         nats = _nats(mdp, users.user_model, test)
     assert isinstance(policy, NeuralSlatePolicy)
     # The release stays where the log can judge it; here the MDP judges.
@@ -90,7 +79,7 @@ def learn_from_log(seed: int, *, quick: bool) -> dict[str, float]:
         "bayes_slates": BayesSlatePolicy(mdp),
         "reinforce": policy,
     }
-    return nats | {name: _clicks(mdp, one) for name, one in judged.items()}
+    return nats | {name: true_clicks(mdp, one) for name, one in judged.items()}
 
 
 @torch.no_grad()
@@ -106,6 +95,7 @@ def _nats(mdp: IRecGanMdp, user_model: UserModel, test: SessionReader) -> dict[s
     return {"user_model_nats": float(torch.cat(losses).mean()), "bayes_nats": float(torch.cat(exact).mean())}
 
 
-def _clicks(mdp: IRecGanMdp, policy: SlatePolicy) -> float:
+def true_clicks(mdp: IRecGanMdp, policy: SlatePolicy) -> float:
+    """Clicks a session of a policy in the MDP, by a large rollout whose chance is the same for every policy."""
     users = torch.zeros(JUDGED_SESSIONS, dtype=torch.long)
-    return float(rollout(mdp, policy, users, torch.Generator().manual_seed(99), MAX_STEPS).rewards.sum((1, 2)).mean())
+    return true_session_value(mdp, policy, users, torch.Generator().manual_seed(99), MAX_STEPS).value

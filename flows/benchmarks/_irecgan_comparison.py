@@ -42,7 +42,7 @@ from torch import Tensor
 
 from components.agents.behavior import BehaviorConfig
 from components.agents.reinforce import ReinforceConfig
-from components.environments.irecgan_mdp import IRecGanMdp, MixPolicy, myopic_policy, write_mdp_log
+from components.environments.irecgan_mdp import IRecGanMdp, MixPolicy, myopic_policy
 from components.environments.rollout import Survivors, continue_sessions, open_sessions
 from components.interactions.batching import Requests
 from components.interactions.splits import SplitConfig
@@ -50,14 +50,15 @@ from components.policies.policy_folder import load_policy
 from components.policies.ranking_policy import EncodedPolicy, NeuralSlatePolicy
 from components.policies.request_features import RequestFeatures
 from components.policies.session_encoder import EncoderConfig
-from components.policies.slate_policy import OraclePolicy, SessionState, SlatePolicy, UniformPolicy
+from components.policies.slate_policy import SHARP, OraclePolicy, SessionState, SlatePolicy, UniformPolicy
 from components.world_model.adversarial import AdversarialConfig
 from components.world_model.training import LikelihoodConfig
 from components.world_model.user_model_folder import load_user_model
 from flows import stages
 from flows.benchmarks import Context
+from flows.benchmarks._figures import columns
+from flows.benchmarks._stages import StageRunner, mdp_log
 from flows.config import LoopConfig
-from flows.stage_store import Stage
 
 #: The published cap of 40 clicks, and the request that ends the session.
 LOGGED_STEPS = 41
@@ -65,8 +66,6 @@ JUDGED_STEPS = 400
 RANKS = (1, 10)
 #: Policies are judged in the true MDP, so the log's own test split may be small.
 SPLIT = SplitConfig(validation_share=0.1, test_share=0.1)
-#: Factor that makes the most likely slate all but certain.
-SHARP = 1e4
 
 
 @dataclass(frozen=True)
@@ -173,9 +172,9 @@ def compare(context: Context, n_seeds: int) -> dict[str, tuple[Float[np.ndarray,
             context.keep(f"comparison-{log}-{seed}", partial(_learned, chosen, log, seed)) for seed in range(n_seeds)
         ]
     figures = {
-        f"comparison.{place}{name}": (np.array([result[name] for result in results]), _unit(name))
+        f"comparison.{place}{name}": (values, _unit(name))
         for place, results in parts.items()
-        for name in results[0]
+        for name, values in columns(results).items()
     }
     for log in BEHAVIORS:
         own, unit = figures[f"comparison.{log}_log.irecgan.return"]
@@ -202,26 +201,13 @@ def _learned(chosen: Sizes, log: str, seed: int) -> dict[str, float]:
     """What every method learns from one log of one draw of the MDP."""
     mdp, config = _mdp(seed), chosen.config.model_copy(update={"seed": seed})
     with TemporaryDirectory() as scratch:
-        root = Path(scratch)
-
-        def run(stage: Stage, config: LoopConfig, out: str, **upstream: str) -> Path:
-            (root / out).mkdir()
-            paths = {role: root / name for role, name in upstream.items()}
-            stage.compute(config, **paths, out=root / out, progress=_silent)
-            return root / out
-
-        write_mdp_log(
-            mdp, BEHAVIORS[log](mdp), chosen.log_sessions, LOGGED_STEPS, seed, config.loop, root / "checked" / "log"
-        )
-        run(stages.split_sessions, config, "split", checked="checked")
-        users = run(stages.fit_user_model, config, "users", split="split")
-        run(stages.fit_behavior, config, "behavior", split="split", users="users")
-        run(stages.fit_world_model, config, "world", split="split", users="users", behavior="behavior")
-        policies: dict[str, EncodedPolicy] = {"lstm": _NextClick(users, mdp.slate_size)}
+        run = StageRunner(Path(scratch))
+        logged = run(config, mdp_log(mdp, BEHAVIORS[log](mdp), chosen.log_sessions, LOGGED_STEPS))
+        split = run(config, stages.split_sessions, checked=logged)
+        users = run(config, stages.fit_user_model, split=split)
+        policies: dict[str, EncodedPolicy] = {"lstm": _NextClick(users.path, mdp.slate_size)}
         for name, own in methods(config).items():
-            world = "world" if own.adversarial.rounds else "users"
-            folder = run(stages.train_policy, own, name, split="split", world=world, behavior="behavior")
-            trained = load_policy(folder).policy
+            trained = load_policy(run.learn(own, split).policy.path).policy
             assert isinstance(trained, NeuralSlatePolicy)
             # As trained: what is released of it, so that the log can judge it, is the loop's concern.
             trained.strength.fill_(1.0)
@@ -253,10 +239,6 @@ def judge(
 
 def _mdp(seed: int) -> IRecGanMdp:
     return IRecGanMdp(seed=seed, state_observed=False, reveal_truth=True)
-
-
-def _silent(message: str, share: float) -> None:
-    pass
 
 
 class _NextClick(EncodedPolicy):

@@ -14,7 +14,7 @@ import torch
 from components.agents.reinforce import train_reinforce
 from components.environments import storefront
 from components.environments.interface import Environment, State
-from components.environments.irecgan_mdp import IRecGanMdp, MdpState, write_mdp_log
+from components.environments.irecgan_mdp import IRecGanMdp, MdpState
 from components.interactions.vocabulary import FIRST_ITEM
 from components.policies.policy_folder import load_policy
 from components.policies.ranking_policy import NeuralSlatePolicy
@@ -23,9 +23,9 @@ from components.policies.tabular_policy import TabularSlatePolicy
 from components.world_model.user_model import UserModel
 from components.world_model.user_model_folder import load_user_model
 from flows import stages
+from flows.benchmarks._stages import StageRunner, mdp_log, silent
 from flows.benchmarks.irecgan import TRAINING
 from flows.config import LoopConfig
-from flows.stage_store import Stage
 
 N_MEMBERS = 20
 
@@ -53,10 +53,6 @@ class Pool(Generic[State]):
     members: tuple[Member, ...]
 
 
-def silent(message: str, share: float) -> None:
-    """Progress of a member: the pool's own is enough."""
-
-
 def small_config(seed: int) -> LoopConfig:
     """The loop with small settings."""
     config = LoopConfig(seed=seed, source=storefront.Config(n_sessions=8_000))
@@ -71,36 +67,16 @@ def small_config(seed: int) -> LoopConfig:
 
 def storefront_pool(folder: Path, n_members: int = N_MEMBERS) -> Pool[storefront.StorefrontState]:
     """The shop's pool, trained where the folder does not hold it yet."""
-    shared = {name: folder / name for name in ("data", "checked", "split")}
-    run = _runner(small_config(0))
-    run(stages.import_source, shared["data"], path=Path())
-    run(stages.validate_log, shared["checked"], dataset=shared["data"])
-    run(stages.split_sessions, shared["split"], checked=shared["checked"])
+    run, config = StageRunner(folder), small_config(0)
+    split = run(config, stages.split_sessions, checked=run.shop_log(config))
     members = []
     for seed in range(n_members):
-        own = folder / f"member-{seed:02d}"
-        run, split = _runner(small_config(seed)), shared["split"]
-        run(stages.fit_user_model, own / "users", split=split)
-        run(stages.fit_behavior, own / "behavior", split=split, users=own / "users")
-        run(stages.fit_world_model, own / "world", split=split, users=own / "users", behavior=own / "behavior")
-        run(stages.train_policy, own / "policy", split=split, world=own / "world", behavior=own / "behavior")
-        policy = load_policy(own / "policy").policy
+        learned = run.learn(small_config(seed), split)
+        policy = load_policy(learned.policy.path).policy
         assert isinstance(policy, NeuralSlatePolicy)
-        members.append(Member(policy, load_user_model(own / "world").user_model, policy.strength.fill_))
-    shop = storefront.Storefront(small_config(0).source)  # type: ignore[arg-type]
+        members.append(Member(policy, load_user_model(learned.world.path).user_model, policy.strength.fill_))
+    shop = storefront.Storefront(config.source)  # type: ignore[arg-type]
     return Pool("storefront", shop, storefront.BehaviorPolicy(shop), shop.n_users, storefront.MAX_STEPS, tuple(members))
-
-
-def _runner(config: LoopConfig) -> Callable[..., None]:
-    def run(stage: Stage, out: Path, **upstream: Path) -> None:
-        if out.is_dir():
-            return
-        staging = out.with_name(f".{out.name}.tmp")
-        staging.mkdir(parents=True, exist_ok=True)
-        stage.compute(config, **upstream, out=staging, progress=silent)
-        staging.rename(out)
-
-    return run
 
 
 N_STATES, N_ITEMS, SLATE, MDP_STEPS, MDP_LOG_SESSIONS = 10, 20, 3, 200, 4_000
@@ -112,10 +88,12 @@ def mdp_pool(folder: Path, n_members: int = N_MEMBERS) -> Pool[MdpState]:
     mdp = IRecGanMdp(n_states=N_STATES, n_items=N_ITEMS, slate_size=SLATE, seed=7)
     behavior = _table()
     behavior.learned.weight.data.normal_(0.0, 0.3, generator=torch.Generator().manual_seed(1))
+    run, log_sessions = StageRunner(folder), mdp_log(mdp, behavior, MDP_LOG_SESSIONS, MDP_STEPS)
     members = []
     for seed in range(n_members):
-        own = folder / f"member-{seed:02d}"
-        users = _mdp_user_model(mdp, behavior, own, seed)
+        config = small_config(seed)
+        split = run(config, stages.split_sessions, checked=run(config, log_sessions))
+        users = load_user_model(run(config, stages.fit_user_model, split=split).path).user_model
         policy = _table()
         training = MDP_TRAINING.model_copy(update={"iterations": 20 + 5 * seed})
         train_reinforce(policy, mdp, torch.zeros(1, dtype=torch.long), None, training, seed, silent)
@@ -134,14 +112,3 @@ def _between(policy: TabularSlatePolicy, behavior: TabularSlatePolicy) -> Callab
         policy.learned.weight.data.copy_(behavior.learned.weight + strength * learned)
 
     return set_strength
-
-
-def _mdp_user_model(mdp: IRecGanMdp, behavior: SlatePolicy, folder: Path, seed: int) -> UserModel:
-    def write(config: LoopConfig, out: Path, progress: object) -> None:
-        write_mdp_log(mdp, behavior, MDP_LOG_SESSIONS, MDP_STEPS, seed, config.loop, out / "log")
-
-    run = _runner(small_config(seed))
-    run(Stage("mdp-log", frozenset(), write, (), lambda folder: True), folder / "data")
-    run(stages.split_sessions, folder / "split", checked=folder / "data")
-    run(stages.fit_user_model, folder / "users", split=folder / "split")
-    return load_user_model(folder / "users").user_model

@@ -32,6 +32,7 @@ from components.interactions.importers import obd
 from components.interactions.vocabulary import Vocabulary
 from components.policies.slate_policy import UniformPolicy
 from flows.benchmarks import Budget, Context, Figure
+from flows.benchmarks._figures import share_of
 from flows.benchmarks._pool import Member, Pool, mdp_pool, storefront_pool
 from flows.figures import ErrorPoint, bias_and_error
 from flows.settings import REPOSITORY
@@ -263,14 +264,10 @@ def _figures(environment: str, total: dict[str, float]) -> dict[str, Figure]:
         names = sorted({key.split(".")[1] for key in total if key.startswith(f"{place}.") and key.endswith(".hits")})
         for name in names:
             n, hits = round(total[f"{place}.{name}.n"]), round(total[f"{place}.{name}.hits"])
-            gates = place == "gating" and name in gating
-            low, high = stats.binom.interval(0.95, n, 0.95)
-            test = stats.binomtest(hits, n).proportion_ci(0.95)
-            figures[f"{environment}.{title}.{name}"] = Figure(
-                value=hits / n,
-                interval=(float(test.low), float(test.high)),
-                unit=f"share of {n} logs, mean ESS {total[f'{place}.{name}.ess'] / n:.0f}",
-                target=f"0.95 within the binomial interval ({low / n:.3f} to {high / n:.3f})" if gates else None,
-                holds=bool(low <= hits <= high) if gates else None,
-            )
+            figure = share_of(hits, n, f"logs, mean ESS {total[f'{place}.{name}.ess'] / n:.0f}")
+            if place == "gating" and name in gating:
+                low, high = stats.binom.interval(0.95, n, 0.95)
+                target = f"0.95 within the binomial interval ({low / n:.3f} to {high / n:.3f})"
+                figure = figure.model_copy(update={"target": target, "holds": bool(low <= hits <= high)})
+            figures[f"{environment}.{title}.{name}"] = figure
     return figures

@@ -53,6 +53,7 @@ from components.policies.ranking_policy import EncodedPolicy, NeuralSlatePolicy,
 from components.policies.slate_policy import SessionState, SlatePolicy, UniformPolicy
 from components.world_model.user_model import UserModel
 from flows.benchmarks import Budget, Context, Figure
+from flows.benchmarks._figures import share_of
 from flows.benchmarks._pool import Pool, storefront_pool
 from flows.benchmarks.coverage import RedrawnLog
 
@@ -369,22 +370,9 @@ def _baseline(user: Int[np.ndarray, " S"], values: Float[np.ndarray, " S"]) -> B
 
 
 def _figures(counts: dict[str, float], peeking: dict[str, float], plan: AbPlan) -> dict[str, Figure]:
-    def share(
-        hits: float, n: float, what: str, target: str | None = None, holds: Callable[[float], bool] | None = None
-    ) -> Figure:
-        interval = stats.binomtest(round(hits), round(n)).proportion_ci(0.95)
-        value = hits / n
-        return Figure(
-            value=value,
-            interval=(float(interval.low), float(interval.high)),
-            unit=f"share of {n:.0f} {what}",
-            target=target,
-            holds=None if holds is None else holds(value),
-        )
-
     def of(kind: str, key: str, target: str | None = None, holds: Callable[[float], bool] | None = None) -> Figure:
         what = f"comparisons of {counts[f'{kind}.challengers']:.0f} challengers"
-        return share(counts[f"{kind}.{key}"], counts[f"{kind}.n"], what, target, holds)
+        return share_of(counts[f"{kind}.{key}"], counts[f"{kind}.n"], what, target, holds)
 
     def mean(kind: str, key: str, unit: str) -> Figure:
         return Figure(value=counts[f"{kind}.{key}"] / counts[f"{kind}.challengers"], unit=unit)
@@ -411,8 +399,8 @@ def _figures(counts: dict[str, float], peeking: dict[str, float], plan: AbPlan) 
         "exploit_1.5.held_for_it": of("exploit_1.5", "exploit"),
         "exploit_1.held_for_it": of("exploit_1", "exploit"),
         "exploit.promoted": of("exploit", "promoted", "0", lambda value: value == 0),
-        "peeking.sequence_passed": share(
+        "peeking.sequence_passed": share_of(
             peeking["sequence"], peeking["n"], "equal A/Bs", "at most 0.03", lambda value: value <= 0.03
         ),
-        "peeking.one_look_test_passed": share(peeking["naive"], peeking["n"], "equal A/Bs"),
+        "peeking.one_look_test_passed": share_of(peeking["naive"], peeking["n"], "equal A/Bs"),
     }

@@ -7,24 +7,23 @@ rollout (as a distribution) and by its most likely slates (exactly). State hidde
 
 from functools import partial
 
-import numpy as np
 import torch
-from scipy import stats
 
 from components.agents.reinforce import ReinforceConfig, train_reinforce
 from components.environments.irecgan_mdp import START, IRecGanMdp, MdpState, myopic_policy
-from components.environments.rollout import rollout
 from components.interactions.vocabulary import FIRST_ITEM
-from components.policies.slate_policy import SlatePolicy, UniformPolicy
+from components.policies.slate_policy import UniformPolicy
 from components.policies.tabular_policy import TabularSlatePolicy
-from flows.benchmarks import Budget, Context, Figure, _hidden_state
+from flows.benchmarks import Budget, Context, Figure
+from flows.benchmarks._figures import columns, mean_of_seeds
+from flows.benchmarks._hidden_state import learn_from_log, true_clicks
 from flows.benchmarks._irecgan_comparison import compare
+from flows.benchmarks._stages import silent
 
 BUDGET = Budget(full=90, quick=5)
 #: The comparison alone has larger sizes: those that were published.
 HAS_FULL = True
 N_STATES, N_ITEMS, SLATE = 10, 50, 10
-JUDGED_SESSIONS, MAX_STEPS = 20_000, 400
 TRAINING = ReinforceConfig(
     iterations=1_000,
     sessions=1_000,
@@ -49,15 +48,14 @@ def measure(context: Context) -> dict[str, Figure]:
         name: [context.keep(f"{name}-{seed}", partial(_trained, seed, config)) for seed in range(n_seeds)]
         for name, config in methods.items()
     }
-    known = [context.keep(f"known-{seed}", partial(_known, seed)) for seed in range(n_seeds)]
-    values = {name: np.array([result[name] for result in known]) for name in known[0]}
+    values = columns([context.keep(f"known-{seed}", partial(_known, seed)) for seed in range(n_seeds)])
     for name, results in trained.items():
-        values[name] = np.array([result["policy"] for result in results])
-        values[f"{name}_slates"] = np.array([result["slates"] for result in results])
-    figures = {"optimum": _mean(values["optimum"], "clicks a session")}
+        of_method = columns(results)
+        values |= {name: of_method["policy"], f"{name}_slates": of_method["slates"]}
+    figures = {"optimum": mean_of_seeds(values["optimum"], "clicks a session")}
     for name in ("random", "myopic", "reinforce_gamma_0", "reinforce_gamma_0_slates", "reinforce_slates", "reinforce"):
         judged = "most likely slates, exact" if name.endswith("_slates") else "as a distribution"
-        figures[f"{name}.share_of_optimum"] = _mean(values[name] / values["optimum"], f"share, {judged}")
+        figures[f"{name}.share_of_optimum"] = mean_of_seeds(values[name] / values["optimum"], f"share, {judged}")
     share = figures["reinforce.share_of_optimum"]
     figures["reinforce.share_of_optimum"] = share.model_copy(
         update={"target": "at least 0.95", "holds": share.value >= 0.95}
@@ -66,27 +64,26 @@ def measure(context: Context) -> dict[str, Figure]:
     return (
         figures
         | _hidden_figures(context, n_seeds)
-        | {name: _mean(values, unit) for name, (values, unit) in compared.items()}
+        | {name: mean_of_seeds(values, unit) for name, (values, unit) in compared.items()}
     )
 
 
 def _hidden_figures(context: Context, n_seeds: int) -> dict[str, Figure]:
     """Clicks without sight of the state, and what the loop learned from a log as shares of the exact Bayes filter's."""
-    learn = partial(_hidden_state.learn_from_log, quick=context.quick)
-    results = [context.keep(f"hidden-{seed}", partial(learn, seed)) for seed in range(n_seeds)]
-    values = {name: np.array([result[name] for result in results]) for name in results[0]}
+    learn = partial(learn_from_log, quick=context.quick)
+    values = columns([context.keep(f"hidden-{seed}", partial(learn, seed)) for seed in range(n_seeds)])
     figures = {
-        f"hidden.{name}": _mean(values[name], "clicks a session")
+        f"hidden.{name}": mean_of_seeds(values[name], "clicks a session")
         for name in ("random", "bayes_greedy", "bayes_slates", "reinforce")
     }
-    share = _mean(values["reinforce"] / values["bayes_greedy"], "share, ranked by the expected r")
+    share = mean_of_seeds(values["reinforce"] / values["bayes_greedy"], "share, ranked by the expected r")
     figures["hidden.reinforce.share_of_bayes_greedy"] = share.model_copy(
         update={"target": "at least 0.9", "holds": share.value >= 0.9}
     )
-    figures["hidden.reinforce.share_of_bayes_slates"] = _mean(
+    figures["hidden.reinforce.share_of_bayes_slates"] = mean_of_seeds(
         values["reinforce"] / values["bayes_slates"], "share, slates by their expected clicks"
     )
-    figures["hidden.user_model_above_bayes"] = _mean(
+    figures["hidden.user_model_above_bayes"] = mean_of_seeds(
         values["user_model_nats"] - values["bayes_nats"], "nats a request, above the exact filter's"
     )
     return figures
@@ -96,8 +93,8 @@ def _known(seed: int) -> dict[str, float]:
     mdp = _mdp(seed)
     return {
         "optimum": float(mdp.optimal_values()[START]),
-        "random": _clicks(mdp, UniformPolicy(SLATE)),
-        "myopic": _clicks(mdp, myopic_policy(mdp)),
+        "random": true_clicks(mdp, UniformPolicy(SLATE)),
+        "myopic": true_clicks(mdp, myopic_policy(mdp)),
     }
 
 
@@ -107,7 +104,7 @@ def _trained(seed: int, training: ReinforceConfig) -> dict[str, float]:
     requests = mdp.observe(MdpState(torch.arange(N_STATES)))
     likely = policy.logits(policy.start(requests), requests).topk(SLATE, dim=1).indices
     slates = requests.candidates.gather(1, likely)
-    return {"policy": _clicks(mdp, policy), "slates": float(mdp.values_of(slates)[START])}
+    return {"policy": true_clicks(mdp, policy), "slates": float(mdp.values_of(slates)[START])}
 
 
 def _mdp(seed: int) -> IRecGanMdp:
@@ -116,20 +113,5 @@ def _mdp(seed: int) -> IRecGanMdp:
 
 def _train(mdp: IRecGanMdp, training: ReinforceConfig, seed: int) -> TabularSlatePolicy:
     policy = TabularSlatePolicy(N_STATES, N_ITEMS + FIRST_ITEM, SLATE, bound=8.0)
-    train_reinforce(policy, mdp, torch.zeros(1, dtype=torch.long), None, training, seed, lambda message, share: None)
+    train_reinforce(policy, mdp, torch.zeros(1, dtype=torch.long), None, training, seed, silent)
     return policy
-
-
-def _clicks(mdp: IRecGanMdp, policy: SlatePolicy) -> float:
-    generator = torch.Generator().manual_seed(99)
-    users = torch.zeros(JUDGED_SESSIONS, dtype=torch.long)
-    return float(rollout(mdp, policy, users, generator, MAX_STEPS).rewards.sum((1, 2)).mean())
-
-
-def _mean(values: np.ndarray, unit: str) -> Figure:
-    """Mean over draws with Student's interval."""
-    mean = float(values.mean())
-    if len(values) < 2:
-        return Figure(value=mean, unit=unit)
-    half = float(stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
-    return Figure(value=mean, interval=(mean - half, mean + half), unit=unit)

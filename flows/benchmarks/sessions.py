@@ -27,6 +27,7 @@ from components.world_model.training import LikelihoodConfig
 from components.world_model.user_model_folder import load_user_model
 from flows import stages
 from flows.benchmarks import Budget, Context, Figure
+from flows.benchmarks._stages import silent
 from flows.config import LoopConfig
 from flows.settings import REPOSITORY
 
@@ -91,7 +92,7 @@ def fit_and_judge(config: LoopConfig, split: Path, reference: pl.DataFrame) -> d
     """The loop's own stage, then the held-out sessions, beside a reference's losses on them."""
     with TemporaryDirectory() as scratch:
         started = time.process_time()
-        stages.fit_user_model.compute(config, split=split, out=Path(scratch), progress=lambda message, share: None)
+        stages.fit_user_model.compute(config, split=split, out=Path(scratch), progress=silent)
         seconds = time.process_time() - started
         stored = load_user_model(Path(scratch))
         reader = SessionReader(open_log(split / TEST), stored.vocabulary)

@@ -51,6 +51,7 @@ from components.world_model.environment import WorldModel
 from components.world_model.training import LikelihoodConfig, train_by_likelihood
 from components.world_model.user_model import UserModel
 from flows.benchmarks import Budget, Context, Figure
+from flows.benchmarks._stages import silent
 
 BUDGET = Budget(full=30, quick=2)
 #: Hidden width of the networks that IRecGAN published.
@@ -355,10 +356,6 @@ class PublishedLayout(SessionReader):
             yield [SessionBatch(**{name: v if name == "users" else v[rows, steps] for name, v in columns.items()})]
 
 
-def _silent(message: str, share: float) -> None:
-    pass
-
-
 def _compare_layouts(
     lists: tuple[str, ...], prepare: Callable[[SessionReader, SessionReader], Callable[[], int]], quick: bool
 ) -> dict[str, float]:
@@ -392,7 +389,7 @@ def _user_model_training(train: SessionReader, few: SessionReader) -> Callable[[
     counts, generator = train.vocabulary.counts(), torch.Generator().manual_seed(0)
 
     def learn() -> int:
-        train_by_likelihood(model, train, few, config, counts, generator, _silent)
+        train_by_likelihood(model, train, few, config, counts, generator, silent)
         return len(table)
 
     return learn
@@ -405,7 +402,7 @@ def _policy_training(train: SessionReader, few: SessionReader) -> Callable[[], i
     config = ReinforceConfig(iterations=n_batches, sessions=1, max_steps=1, logged_sessions=BATCH_SESSIONS)
 
     def learn() -> int:
-        train_reinforce(policy, world, torch.zeros(1, dtype=torch.long), train, config, 0, _silent)
+        train_reinforce(policy, world, torch.zeros(1, dtype=torch.long), train, config, 0, silent)
         return n_batches * BATCH_SESSIONS
 
     return learn

@@ -9,13 +9,14 @@ from torch import Tensor
 from components.environments.storefront import (
     EXAMINED_NEXT,
     EXAMINED_NEXT_AFTER_CLICK,
+    LATENT,
     BehaviorPolicy,
     Config,
     Storefront,
 )
 from components.environments.storefront_filter import FilterPolicy
 from components.environments.true_value import true_session_value
-from components.policies.slate_policy import OraclePolicy
+from components.policies.slate_policy import SHARP, OraclePolicy
 
 
 def _enumerated(p: Tensor, q: Tensor, clicks: list[int], purchases: list[int]) -> float:
@@ -42,10 +43,13 @@ def test_the_likelihood_of_a_response_sums_over_what_was_examined() -> None:
     shop = Storefront(Config(slate_size=3))
     policy = FilterPolicy(shop, weight=0.0, n_particles=4)
     generator = torch.Generator().manual_seed(1)
-    requests = shop.observe(shop.reset(torch.tensor([5]), generator))
+    opened = shop.reset(torch.tensor([5]), generator)
+    requests = shop.observe(opened)
     state = policy.start(requests)
     slates = requests.candidates[:, :3]
-    p, q = policy._click_and_purchase(policy._interest(state), requests, slates)
+    # Particles are interests of the one user, side by side.
+    interests = state.hidden.unflatten(1, (4, LATENT))[0]
+    p, q = shop.click_and_purchase(interests, opened.sensitivity.expand(4), slates.expand(4, -1))
     chances = []
     for clicks in product((0, 1), repeat=3):
         for purchases in product(*((0, 1) if clicked else (0,) for clicked in clicks)):
@@ -53,7 +57,7 @@ def test_the_likelihood_of_a_response_sums_over_what_was_examined() -> None:
                 state, slates, torch.tensor([clicks]).float(), torch.tensor([purchases]).float(), requests
             ).exp()
             for particle in range(4):
-                expected = _enumerated(p[0, particle], q[0, particle], list(clicks), list(purchases))
+                expected = _enumerated(p[particle], q[particle], list(clicks), list(purchases))
                 assert float(got[0, particle]) == pytest.approx(expected, rel=1e-4)
             chances.append(got)
 
@@ -69,7 +73,7 @@ def test_the_filter_earns_more_than_the_logging_policy_and_less_than_the_oracle(
         true_session_value(environment, policy, users, torch.Generator().manual_seed(1), max_steps=20)
         for environment, policy in (
             (shop, BehaviorPolicy(shop)),
-            (shop, FilterPolicy(shop, weight=1e4, n_particles=64)),
+            (shop, FilterPolicy(shop, weight=SHARP, n_particles=64)),
             (revealing, OraclePolicy(shop.slate_size)),
         )
     )

@@ -6,23 +6,29 @@ import polars as pl
 import pytest
 import torch
 
+from components.environments.irecgan_mdp import IRecGanMdp
 from components.environments.rollout import rollout
 from components.environments.storefront import BehaviorPolicy, Storefront
 from components.evaluation.logged_policy import logged_requests
 from components.interactions.batching import SessionReader
 from components.interactions.contract import RatioAssumption
 from components.interactions.importers import table as table_source
-from components.interactions.log_folder import Log
+from components.interactions.log_folder import Log, open_log
 from components.interactions.vocabulary import Vocabulary
 from components.policies.slate_policy import UniformPolicy
+from components.world_model.training import Progress
 from flows.benchmarks import Document, Figure, _hidden_state, names, table
+from flows.benchmarks._figures import mean_of_seeds, share_of
+from flows.benchmarks._stages import StageRunner, mdp_log
 from flows.benchmarks.coverage import RedrawnLog
 from flows.benchmarks.coverage import _figures as coverage_figures
 from flows.benchmarks.gate import draw_users
 from flows.benchmarks.sessions import mean_figure, mixture_parts, tune_weights
 from flows.benchmarks.speed import PublishedLayout, _write_table, normalized_bootstrap
 from flows.benchmarks.trivago import Clickouts, _fit_logit, _losses
+from flows.config import LoopConfig
 from flows.figures import ErrorPoint, bias_and_error
+from flows.stage_store import stage
 
 
 def frame(*pairs: tuple[str, str]) -> pl.DataFrame:
@@ -77,6 +83,65 @@ def test_a_figures_interval_holds_chance_of_sessions_and_of_seeds() -> None:
     # Sessions: 0.1². Seeds: variance 2, over 2 of them.
     reach = 1.96 * math.sqrt(0.01 + 1.0)
     assert several.interval == pytest.approx((2.0 - reach, 2.0 + reach))
+
+
+def test_a_mean_of_seeds_has_students_interval_which_lies_above_the_target_as_a_whole() -> None:
+    values = np.array([1.0, 2.0, 3.0])
+
+    figure, above_less = (mean_of_seeds(values, "clicks", "enough", above=above) for above in (0.0, -1.0))
+
+    # The variance is 1, and Student's 97.5 % quantile with two degrees of freedom 4.303.
+    reach = 4.303 / math.sqrt(3)
+    assert figure.value == 2.0
+    assert figure.interval == pytest.approx((2.0 - reach, 2.0 + reach), abs=1e-3)
+    assert (figure.holds, above_less.holds) == (False, True)
+    assert mean_of_seeds(values, "clicks").holds is None
+
+
+@pytest.mark.parametrize("values", [[2.0], [2.0, 2.0, 2.0]])
+def test_seeds_that_cannot_differ_or_do_not_have_no_interval(values: list[float]) -> None:
+    figure = mean_of_seeds(np.array(values), "clicks", "above 1", above=1.0)
+
+    assert (figure.value, figure.interval, figure.holds) == (2.0, None, True)
+
+
+def test_a_share_has_the_exact_binomial_interval() -> None:
+    never = share_of(0, 10, "logs", "at most 0.1", lambda share: share <= 0.1)
+    often = share_of(9, 10, "logs", "at most 0.1", lambda share: share <= 0.1)
+
+    # The largest p that gives no hit in ten with a chance of 2.5 %.
+    assert (never.value, never.unit, never.holds) == (0.0, "share of 10 logs", True)
+    assert never.interval == pytest.approx((0.0, 1.0 - 0.025**0.1))
+    assert (often.value, often.holds) == (0.9, False)
+
+
+def test_a_stage_is_computed_once_for_the_same_settings_and_upstream(tmp_path: Path) -> None:
+    computed = []
+
+    @stage("noted", "reinforce")
+    def note(config: LoopConfig, out: Path, progress: Progress, before: Path | None = None) -> None:
+        computed.append((config.seed, before and (before / "seed").read_text()))
+        (out / "seed").write_text(str(config.seed))
+
+    first, second = LoopConfig(seed=1), LoopConfig(seed=2)
+    for run in (StageRunner(tmp_path), StageRunner(tmp_path)):
+        refs = [run(config, note) for config in (first, second)]
+        of_second = run(first, note, before=refs[1])
+        assert [(ref.path / "seed").read_text() for ref in (*refs, of_second)] == ["1", "2", "1"]
+        # A setting that the stage does not read changes nothing.
+        assert run(first.model_copy(update={"candidates": 7}), note) == refs[0]
+
+    assert computed == [(1, None), (2, None), (1, "2")]
+
+
+def test_a_log_of_the_mdp_is_that_of_the_configurations_seed(tmp_path: Path) -> None:
+    run, log = StageRunner(tmp_path), mdp_log(IRecGanMdp(n_items=8, slate_size=2, seed=0), UniformPolicy(2), 20, 5)
+
+    one, two = (open_log(run(LoopConfig(loop="mdp", seed=seed), log).path / "log") for seed in (1, 2))
+
+    assert one.manifest.loop == "mdp"
+    assert one.scan().collect()["session_id"].n_unique() == 20
+    assert one.manifest.content_digest != two.manifest.content_digest
 
 
 def test_a_skipped_figure_says_why_and_shows_no_number() -> None:
