@@ -83,7 +83,7 @@ from components.interactions.splits import HOLDOUT, TEST, TRAIN, VALIDATION, spl
 from components.interactions.vocabulary import Vocabulary
 from components.policies.policy_folder import PolicyDescription, StoredPolicy, load_policy, save_policy, shape_of
 from components.policies.probe_policies import ConstantPolicy, InvertedPolicy
-from components.policies.ranking_policy import NeuralSlatePolicy, RankingPolicy
+from components.policies.ranking_policy import EncodedPolicy, NeuralSlatePolicy, RankingPolicy
 from components.policies.request_features import RequestFeatures
 from components.policies.session_encoder import EncoderShape, SessionEncoder
 from components.policies.slate_policy import PopularityPolicy, SlatePolicy, UniformPolicy
@@ -267,6 +267,10 @@ def train_policy(config: LoopConfig, split: Path, world: Path, behavior: Path, o
     has_log_probs = manifest.evidence is EvidenceLevel.PROPENSITIES or cross_fitted is not None
     policy = _new_policy(config, stored, train, NeuralSlatePolicy)
     _fit_behavior(config, policy, train, progress)
+    if config.reinforce.start > 0:
+        policy.start_at(config.reinforce.start * _expected_reward_weights(policy, stored, train))
+    else:
+        policy.start_at_behavior()
     environment = _world_model(config, stored, train)
     discriminator = _load_discriminator(stored, world) if config.adversarial.rounds else None
     training = train_reinforce(
@@ -332,6 +336,7 @@ def train_baseline(config: LoopConfig, split: Path, world: Path, out: Path, prog
     stored = load_user_model(world)
     train = SessionReader(open_log(split / TRAIN), stored.vocabulary)
     policy = _new_policy(config, stored, train, RankingPolicy)
+    policy.weights.copy_(config.cem.start * _expected_reward_weights(policy, stored, train))
     environment = _world_model(config, stored, train)
     training = train_cem(policy, environment, torch.arange(environment.n_users), config.cem, config.seed, progress)
     _save(config, policy, stored.vocabulary, BASELINE, out)
@@ -770,6 +775,13 @@ def _new_policy(config: LoopConfig, stored: StoredUserModel, train: SessionReade
         state, requests = environment.session(opened), environment.observe(opened)
     policy.features.fit(state, requests, stored.vocabulary.counts())
     return policy
+
+
+def _expected_reward_weights(policy: EncodedPolicy, stored: StoredUserModel, train: SessionReader) -> Tensor:
+    users = stored.user_model
+    return policy.features.expected_reward_weights(
+        train.log.manifest.reward, responses=users.responses, sells=bool(users.sells)
+    )
 
 
 def _fit_behavior(

@@ -54,13 +54,20 @@ class ReinforceConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    iterations: int = Field(default=160, ge=1, le=100_000, description="Policy steps; each collects sessions anew.")
+    start: float = Field(
+        default=12.0,
+        ge=0,
+        le=100,
+        description="How sharply the policy ranks by what the world model expects of items before its first step, in "
+        "nats for each nat of expected reward; 0 starts as the logging policy.",
+    )
+    iterations: int = Field(default=100, ge=1, le=100_000, description="Policy steps; each collects sessions anew.")
     sessions: int = Field(default=768, ge=1, description="Sessions generated for a step (the paper: 200).")
     max_steps: int = Field(default=20, ge=1, le=1_000, description="Requests after which generated sessions are cut.")
     critic: Literal["returns", "td"] = Field(
-        default="returns",
-        description="What later requests are worth: 'returns' takes what the session went on to earn (REINFORCE), 'td' "
-        "the baseline's value of the next request (actor-critic).",
+        default="td",
+        description="What later requests are worth: 'td' takes the baseline's value of the next request (actor-critic: "
+        "less noise), 'returns' what the session went on to earn (the paper's REINFORCE).",
     )
     gamma: float = Field(default=0.9, ge=0, le=1, description="Discount per request; 0 looks at one request alone.")
     generated_weight: float = Field(
@@ -71,11 +78,11 @@ class ReinforceConfig(BaseModel):
     weight_cap: float = Field(default=5.0, ge=1, description="Cap of the one-request importance weights.")
     entropy: float = Field(default=0.002, ge=0, description="η: reward per nat of entropy; keeps slates varied.")
     pull: float = Field(
-        default=0.05,
+        default=0.01,
         ge=0,
         description="κ: cost per nat of distance to the logging policy; keeps the log able to judge.",
     )
-    learning_rate: float = Field(default=3e-3, gt=0, le=1, description="Adam's step size at first.")
+    learning_rate: float = Field(default=1e-3, gt=0, le=1, description="Adam's step size at first.")
     schedule: Literal["cosine", "constant"] = Field(
         default="cosine",
         description="Step sizes: with 'cosine' they fall to 0 and the last steps average the noise out, with "

@@ -92,6 +92,10 @@ class Feature(BaseModel):
         return pl.Float32() if self.kind == "numeric" else pl.String()
 
 
+#: Whether each position is answered on its own, or one item of the slate (or none) is chosen.
+Responses = Literal["per_position", "choice"]
+
+
 class Reward(BaseModel):
     """One number per request: sum over positions of the weighted feedback, `Σ_k Σ_signal weight · signal_k`."""
 
@@ -115,7 +119,7 @@ class Manifest(BaseModel):
     source: Name = Field(description="Importer or environment that wrote the log.")
     evidence: Evidence
     ratio_assumption: RatioAssumption = Field(description="Which importance ratio is valid for this log.")
-    responses: Literal["per_position", "choice"] = Field(
+    responses: Responses = Field(
         description="Whether each position is answered on its own, or one item of the slate (or none) is chosen."
     )
     slate_size: int = Field(ge=0, description="Longest slate K; 0 where there are no slates.")

@@ -12,14 +12,22 @@ from components.policies.request_features import RequestFeatures
 from components.policies.session_encoder import EncoderShape, SessionEncoder
 from components.policies.slate_policy import SessionState, SlatePolicy
 
-#: Utilities stay within ±this many nats: every candidate keeps at least exp(−2 · bound) / N of position 1, the stated
-#: floor.
-LOGIT_BOUND = 4.0
+#: No candidate falls further than this many nats behind the best: each keeps at least exp(−bound) / N of position 1,
+#: the stated floor.
+GAP_BOUND = 16.0
 
 
 def bounded(utility: Float[Tensor, "B N"], requests: Requests) -> Float[Tensor, "B N"]:
-    """Bound · tanh(u / bound), -inf for padding."""
-    return torch.where(requests.candidates > 0, LOGIT_BOUND * torch.tanh(utility / LOGIT_BOUND), -torch.inf)
+    """Utilities below the best, u − max u, shrunk as a whole where its range exceeds the bound; -inf for padding.
+
+    Shrinking gaps together keeps the order and the proportions of all candidates. A function that flattens out makes
+    ties of the far ones, and the lower positions of a slate are drawn from those.
+    """
+    is_candidate = requests.candidates > 0
+    best = torch.where(is_candidate, utility, -torch.inf).amax(1, keepdim=True)
+    gap = torch.where(is_candidate, best - utility, 0.0)
+    shrink = GAP_BOUND / gap.amax(1, keepdim=True).clamp(min=GAP_BOUND)
+    return torch.where(is_candidate, -gap * shrink, -torch.inf)
 
 
 class EncodedPolicy(SlatePolicy):
@@ -95,7 +103,7 @@ class Scorer(nn.Module):
 
 
 class NeuralSlatePolicy(EncodedPolicy):
-    """u = behavior's utility + strength · learned utility.
+    """u = (1 − strength) · behavior's utility + strength · learned utility.
 
     At strength 0 this is the estimate of the logging policy, at 1 the policy as trained; between them lies, but for the
     bound on utilities, the geometric path π ∝ behavior^(1−α) · trained^α. On it the release is chosen so that the log
@@ -110,12 +118,21 @@ class NeuralSlatePolicy(EncodedPolicy):
         self.learned = Scorer(features)
         self.register_buffer("strength", torch.ones(()))
 
+    def start_at_behavior(self) -> None:
+        """Let the learned utility be that of the logging policy, as far as it was estimated."""
+        self.learned.load_state_dict(self.behavior.state_dict())
+
+    @torch.no_grad()
+    def start_at(self, weights: Float[Tensor, " P"]) -> None:
+        """Let the untrained learned utility be that of one constant weight vector."""
+        self.learned.weights.bias.copy_(weights)
+
     def logits(self, state: SessionState, requests: Requests) -> Float[Tensor, "B N"]:
         """Bounded utilities."""
         phi = self.features(state, requests)
-        utility = self.behavior(self.features, phi, state, requests)
-        if self.strength != 0:
-            utility = utility + self.strength * self.learned(self.features, phi, state, requests)
+        utility = self.strength * self.learned(self.features, phi, state, requests)
+        if self.strength != 1:
+            utility = utility + (1.0 - self.strength) * self.behavior(self.features, phi, state, requests)
         return bounded(utility, requests)
 
     def behavior_logits(self, state: SessionState, requests: Requests) -> Float[Tensor, "B N"]:

@@ -9,8 +9,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from components.interactions.batching import Requests
+from components.interactions.contract import Responses, Reward
 from components.policies.session_encoder import PAIR_FEATURES, SessionEncoder
 from components.policies.slate_policy import SessionState
+
+#: Places of the user model's logits among the features.
+CLICK, PURCHASE = 0, 1
 
 
 class RequestFeatures(nn.Module):
@@ -58,3 +62,25 @@ class RequestFeatures(nn.Module):
         spread, mean = torch.std_mean(rows, dim=0)
         self.mean.copy_(mean)
         self.scale.copy_(torch.where(spread > 1e-6, spread, 1.0))
+
+    def expected_reward_weights(self, reward: Reward, *, responses: Responses, sells: bool) -> Float[Tensor, " P"]:
+        """Weights that rank by log E[reward], to first order around the mean logits: one nat for each of its nats.
+
+            log E[r] = log P(click) + log(w_click + w_purchase σ(p))
+
+        with P(click) = σ(c), or ∝ exp(c) where one item of a slate is chosen; c, p the user model's logits.
+
+        Args:
+            reward: what responses are worth; where nothing above 0 is to be expected, all weights are 0.
+            responses: how the user model answers slates.
+            sells: whether the user model knows of purchases; where not, its purchase logits say nothing.
+        """
+        click, purchase = torch.sigmoid(self.mean[[CLICK, PURCHASE]])
+        earned_by_sale = (reward.weights.get("purchased", 0.0) if sells else 0.0) * purchase
+        earned = reward.weights.get("clicked", 0.0) + earned_by_sale
+        weights = torch.zeros_like(self.mean)
+        if earned > 0:
+            click_slope = 1.0 - click if responses == "per_position" else torch.ones(())
+            slopes = torch.stack([click_slope, earned_by_sale * (1.0 - purchase) / earned])
+            weights[[CLICK, PURCHASE]] = slopes * self.scale[[CLICK, PURCHASE]]
+        return weights

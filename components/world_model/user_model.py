@@ -11,7 +11,6 @@ IRecGAN (Bai, Guan and Wang, NeurIPS 2019, section 3.1) is the choice form with 
 """
 
 from dataclasses import dataclass, fields
-from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -19,11 +18,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from components.interactions.batching import SessionBatch
+from components.interactions.contract import Responses
 from components.interactions.tensor_record import TensorRecord
 from components.policies.session_encoder import SessionEncoder
 from components.policies.slate_policy import SessionState
-
-Responses = Literal["per_position", "choice"]
 
 
 @dataclass(frozen=True)

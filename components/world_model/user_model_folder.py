@@ -7,9 +7,10 @@ import safetensors.torch
 import torch
 from pydantic import BaseModel, ConfigDict
 
+from components.interactions.contract import Responses
 from components.interactions.vocabulary import Vocabulary
 from components.policies.session_encoder import EncoderShape, SessionEncoder
-from components.world_model.user_model import Responses, UserModel
+from components.world_model.user_model import UserModel
 
 WEIGHTS, DESCRIPTION = "user_model.safetensors", "user_model.json"
 

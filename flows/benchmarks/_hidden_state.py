@@ -41,6 +41,8 @@ def settings(seed: int, *, quick: bool) -> LoopConfig:
         "user_model": {"max_epochs": 6, "batch_sessions": 256},
         "behavior": {"epochs": 1},
         "reinforce": {
+            "start": 0.0,
+            "critic": "returns",
             "iterations": 5 if quick else 40,
             "sessions": 3_000,
             "max_steps": 8,

@@ -83,7 +83,16 @@ DEFAULT = Sizes(
         split=SPLIT,
         encoder=EncoderConfig(cell="lstm", item_width=16, hidden_width=128),
         adversarial=AdversarialConfig(sessions=500, step_sessions=100, completions=3),
-        reinforce=ReinforceConfig(iterations=60, sessions=128, logged_sessions=128, credit="clicks", pull=0.0),
+        reinforce=ReinforceConfig(
+            start=0.0,
+            critic="returns",
+            iterations=60,
+            sessions=128,
+            logged_sessions=128,
+            learning_rate=3e-3,
+            credit="clicks",
+            pull=0.0,
+        ),
     ),
     log_sessions=2_000,
     judged_sessions=10_000,
@@ -109,6 +118,8 @@ PUBLISHED = Sizes(
         ),
         # 800 of the sessions teach, in batches of 32: 25 steps an epoch, 50 epochs.
         reinforce=ReinforceConfig(
+            start=0.0,
+            critic="returns",
             iterations=1_250,
             sessions=200,
             logged_sessions=32,

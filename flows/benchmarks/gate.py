@@ -74,7 +74,7 @@ RATIO = RatioAssumption.CASCADE
 
 
 class Altered(EncodedPolicy):
-    """The logging policy's utility as a member fitted it, so much of what the member learned, and a bonus per item."""
+    """So far from the logging policy, as a member fitted it, to what the member learned; and a bonus per item."""
 
     def __init__(self, member: NeuralSlatePolicy) -> None:
         super().__init__(member.features, member.slate_size)
@@ -85,7 +85,9 @@ class Altered(EncodedPolicy):
     def logits(self, state: SessionState, requests: Requests) -> Float[Tensor, "B N"]:
         """Bounded utilities."""
         member, phi = self.member, self.features(state, requests)
-        utility = member.behavior(self.features, phi, state, requests) + self.bonus[requests.candidates]
+        utility = self.bonus[requests.candidates] + (1.0 - self.strength) * member.behavior(
+            self.features, phi, state, requests
+        )
         if self.strength:
             utility = utility + self.strength * member.learned(self.features, phi, state, requests)
         return bounded(utility, requests)

@@ -28,6 +28,7 @@ TRAINING = ReinforceConfig(
     iterations=1_000,
     sessions=1_000,
     max_steps=20,
+    critic="returns",
     gamma=0.5,
     schedule="constant",
     credit="slate",

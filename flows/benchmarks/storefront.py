@@ -58,6 +58,8 @@ ABLATIONS = {
     "logged_sessions_alone": "reinforce.generated_weight=0",
     "without_pull": "reinforce.pull=0",
     "gamma_0": "reinforce.gamma=0",
+    "returns_for_critic": "reinforce.critic=returns",
+    "start_at_logging_policy": "reinforce.start=0",
 }
 ONE_SLATE_FITS_ALL = "source.personal=0"
 #: Weights of expected rewards that the filter is tried at, mildest first.

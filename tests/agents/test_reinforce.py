@@ -16,6 +16,7 @@ SMALL = ReinforceConfig(
     iterations=40,
     sessions=250,
     max_steps=20,
+    critic="returns",
     gamma=0.95,
     credit="slate",
     learning_rate=0.2,

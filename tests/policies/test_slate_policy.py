@@ -11,6 +11,7 @@ from components.environments.rollout import rollout
 from components.environments.storefront import BehaviorPolicy, Storefront
 from components.errors import InputError
 from components.interactions.batching import Requests, SessionBatch
+from components.interactions.contract import Responses, Reward
 from components.interactions.covisitation import count_covisitation
 from components.interactions.log_folder import Log
 from components.interactions.vocabulary import Vocabulary
@@ -23,7 +24,7 @@ from components.policies.policy_folder import (
     save_policy,
     shape_of,
 )
-from components.policies.ranking_policy import LOGIT_BOUND, EncodedPolicy, NeuralSlatePolicy, RankingPolicy
+from components.policies.ranking_policy import GAP_BOUND, EncodedPolicy, NeuralSlatePolicy, RankingPolicy, bounded
 from components.policies.request_features import RequestFeatures
 from components.policies.session_encoder import EncoderConfig, EncoderShape, SessionEncoder
 from components.policies.slate_policy import OraclePolicy, PopularityPolicy, SlatePolicy, UniformPolicy
@@ -190,8 +191,23 @@ def test_however_large_its_weights_a_policy_keeps_the_stated_floor(
     with torch.no_grad():
         logits = policy.logits(policy.states(sessions).select(mask), requests.select(mask))
 
-    assert float(logits.max()) > 0.99 * LOGIT_BOUND, "the weights are too small to test the floor"
-    assert float(logits.softmax(1).min()) >= math.exp(-2 * LOGIT_BOUND) / logits.shape[1]
+    finite = logits[logits.isfinite()]
+    assert float(finite.max() - finite.min()) > 0.99 * GAP_BOUND, "the weights are too small to test the floor"
+    assert float(finite.min()) >= -1.001 * GAP_BOUND
+    chances = logits.softmax(1)[logits.isfinite()]
+    assert float(chances.min()) >= math.exp(-1.001 * GAP_BOUND) / logits.shape[1]
+
+
+@pytest.mark.parametrize("size", [1.0, 1e3, 1e6])
+def test_the_bound_keeps_the_order_and_the_proportions_of_all_candidates(size: float) -> None:
+    utility = size * torch.tensor([[3.0, -1.0, 2.5, 0.0, 9.0]])
+    requests = Requests(torch.tensor([[2, 3, 4, 5, 0]]), torch.zeros(1, 0), torch.zeros(1, 0, dtype=torch.long))
+
+    logits = bounded(utility, requests)
+
+    assert logits[0, 4] == -torch.inf
+    torch.testing.assert_close(logits[0, :4] / logits[0, 1], torch.tensor([0.0, 1.0, 0.125, 0.75]))
+    assert float(logits[0, 1]) == pytest.approx(-min(4.0 * size, GAP_BOUND))
 
 
 def test_the_uniform_policy_finds_every_slate_equally_likely(sessions: SessionBatch) -> None:
@@ -311,3 +327,51 @@ def test_truncated_weights_are_refused(
 
     with pytest.raises(InputError, match=WEIGHTS):
         load_policy(tmp_path)
+
+
+@pytest.mark.parametrize(("responses", "sells"), [("per_position", True), ("per_position", False), ("choice", True)])
+def test_expected_reward_weights_rank_as_the_user_model_expects_near_the_mean(
+    responses: Responses, sells: bool, make_policy: MakePolicy
+) -> None:
+    policy, reward, step = make_policy("ranking"), Reward(weights={"clicked": 1.0, "purchased": 3.0}), 1e-3
+    assert isinstance(policy, RankingPolicy)
+
+    weights = policy.features.expected_reward_weights(reward, responses=responses, sells=sells)
+
+    def log_reward(click: float, purchase: float) -> float:
+        clicked = 1 / (1 + math.exp(-click)) if responses == "per_position" else math.exp(click)
+        return math.log(clicked) + math.log(1.0 + (3.0 / (1 + math.exp(-purchase)) if sells else 0.0))
+
+    click, purchase = policy.features.mean[:2].tolist()
+    slopes = [
+        (log_reward(click + step, purchase) - log_reward(click - step, purchase)) / (2 * step),
+        (log_reward(click, purchase + step) - log_reward(click, purchase - step)) / (2 * step),
+    ]
+    by_logit = weights / policy.features.scale  # weights are for one deviation
+    assert by_logit[:2].tolist() == pytest.approx(slopes, rel=1e-3, abs=1e-5)
+    assert not by_logit[2:].any()
+
+
+def test_expected_reward_weights_are_zero_where_nothing_is_expected(make_policy: MakePolicy) -> None:
+    policy, reward = make_policy("ranking"), Reward(weights={"purchased": 3.0})
+    assert isinstance(policy, RankingPolicy)
+
+    assert not policy.features.expected_reward_weights(reward, responses="per_position", sells=False).any()
+
+
+def test_before_training_a_neural_policy_is_what_it_starts_at(make_policy: MakePolicy, sessions: SessionBatch) -> None:
+    made, ranking = make_policy("neural"), make_policy("ranking")
+    assert isinstance(made, NeuralSlatePolicy)
+    assert isinstance(ranking, RankingPolicy)
+    requests, _, mask = request_rows(sessions)
+    requests, state = requests.select(mask), made.states(sessions).select(mask)
+
+    made.start_at_behavior()
+    with torch.no_grad():
+        torch.testing.assert_close(made.logits(state, requests), made.behavior_logits(state, requests))
+
+    fresh = NeuralSlatePolicy(ranking.features, K)
+    fresh.start_at(ranking.weights)
+    state = ranking.states(sessions).select(mask)
+    with torch.no_grad():
+        torch.testing.assert_close(fresh.logits(state, requests), ranking.logits(state, requests), rtol=1e-4, atol=1e-4)

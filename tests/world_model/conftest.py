@@ -8,11 +8,12 @@ from torch import nn
 
 from components.environments.storefront import Config
 from components.interactions.batching import SessionBatch, SessionReader
+from components.interactions.contract import Responses
 from components.interactions.covisitation import Covisitation, count_covisitation
 from components.interactions.log_folder import Log
 from components.interactions.vocabulary import Vocabulary
 from components.policies.session_encoder import EncoderConfig, EncoderShape, SessionEncoder
-from components.world_model.user_model import Responses, UserModel
+from components.world_model.user_model import UserModel
 
 SIZE = EncoderConfig(item_width=8, hidden_width=12, recent_items=4)
 N_INDICES = 40
