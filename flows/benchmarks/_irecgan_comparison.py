@@ -151,7 +151,9 @@ def sizes(context: Context) -> Sizes:
         "user_model": LikelihoodConfig(max_epochs=1),
         "behavior": BehaviorConfig(epochs=1),
         "adversarial": AdversarialConfig(rounds=1, sessions=100, step_sessions=20, completions=1, user_steps=1),
-        "reinforce": ReinforceConfig(iterations=3, sessions=50, logged_sessions=50),
+        "reinforce": DEFAULT.config.reinforce.model_copy(
+            update={"iterations": 3, "sessions": 50, "logged_sessions": 50}
+        ),
     }
     return Sizes(DEFAULT.config.model_copy(update=brief), log_sessions=400, judged_sessions=500)
 

@@ -15,8 +15,6 @@ The ablations change one setting of the loop each, on the same log and seeds; po
 """
 
 from functools import partial
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -72,13 +70,13 @@ def measure(context: Context) -> dict[str, Figure]:
     n_loops = context.seeds or (2 if context.quick else 10)
     n_ablated = min(n_loops, 5)
     quick = QUICK if context.quick else ()
-    keep = context.keep
-    loops = columns([keep(f"loop-{seed}", partial(_loop, seed, *quick)) for seed in range(n_loops)])
+    keep, run = context.keep, StageRunner(context.kept / "stages")
+    loops = columns([keep(f"loop-{seed}", partial(_loop, run, seed, *quick)) for seed in range(n_loops)])
     alike = columns(
-        [keep(f"one-slate-{seed}", partial(_loop, seed, *quick, ONE_SLATE_FITS_ALL)) for seed in range(n_loops)]
+        [keep(f"one-slate-{seed}", partial(_loop, run, seed, *quick, ONE_SLATE_FITS_ALL)) for seed in range(n_loops)]
     )
-    ablated = columns([keep(f"ablation-{seed}", partial(_ablations, seed, *quick)) for seed in range(n_ablated)])
-    known = keep("known", partial(_known, *quick))
+    ablated = columns([keep(f"ablation-{seed}", partial(_ablations, run, seed, *quick)) for seed in range(n_ablated)])
+    known = keep("known", partial(_known, run, *quick))
     return {
         **_quality({name: values[:n_ablated] for name, values in loops.items()}, known),
         "promoted": share_of_seeds(loops["promoted"], "at least 0.8", lambda share: share >= 0.8),
@@ -148,71 +146,71 @@ def _judge(
     return {"baseline": baseline, "estimates": estimates, "gate": gate}
 
 
-def _loop(seed: int, *settings: str) -> dict[str, float]:
+def _prepare(run: StageRunner, *settings: str) -> tuple[StageRef, StageRef]:
+    """The shop's log, checked and split: the same for every seed, since shop and traffic have seeds of their own."""
+    config = load_config(None, list(settings))
+    checked = run.shop_log(config)
+    return checked, run(config, stages.split_sessions, checked=checked)
+
+
+def _loop(run: StageRunner, seed: int, *settings: str) -> dict[str, float]:
     """One whole loop: its decision, and what its policies and their neighbours truly earn."""
     config = load_config(None, [f"seed={seed}", *settings])
-    with TemporaryDirectory() as scratch:
-        run = StageRunner(Path(scratch))
-        checked = run.shop_log(config)
-        split = run(config, stages.split_sessions, checked=checked)
-        learned = run.learn(config, split)
-        judged = _judge(run, config, checked, split, learned)
-        policy, baseline = load_policy(learned.policy.path), load_policy(judged["baseline"].path)
-        estimates = stages.Estimates.model_validate_json((judged["estimates"].path / "estimates.json").read_bytes())
-        outcome = stages.read_decision(judged["gate"].path).outcome
-        assert isinstance(estimates.gating, PolicyValue)
-        assert isinstance(policy.policy, NeuralSlatePolicy)
-        strength = float(policy.policy.strength)
-        shop, _ = _shops(config)
-        vocabulary = policy.description.vocabulary
-        train = SessionReader(open_log(split.path / TRAIN), vocabulary)
-        items = item_rewards(load_user_model(learned.world.path).user_model, shop.reward, train)
-        earned = {
-            "constant": _true_reward(shop, ConstantPolicy(shop.slate_size, items.mean, items.n_requests, SHARP)),
-            "cem": _true_reward(shop, baseline.policy),
-            "reinforce": _true_reward(shop, policy.policy),
-        }
-        policy.policy.strength.fill_(1.0)
-        return earned | {
-            "reinforce_unbound": _true_reward(shop, policy.policy),
-            "strength": strength,
-            "effective_requests": estimates.gating.effective_sample_size,
-            "floor": _floor(config, open_log(split.path / TEST).manifest.n_requests),
-            "promoted": float(outcome is Outcome.PROMOTE),
-            "held": float(outcome is Outcome.HOLD),
-        }
+    checked, split = _prepare(run, *settings)
+    learned = run.learn(config, split)
+    judged = _judge(run, config, checked, split, learned)
+    policy, baseline = load_policy(learned.policy.path), load_policy(judged["baseline"].path)
+    estimates = stages.Estimates.model_validate_json((judged["estimates"].path / "estimates.json").read_bytes())
+    outcome = stages.read_decision(judged["gate"].path).outcome
+    assert isinstance(estimates.gating, PolicyValue)
+    assert isinstance(policy.policy, NeuralSlatePolicy)
+    strength = float(policy.policy.strength)
+    shop, _ = _shops(config)
+    vocabulary = policy.description.vocabulary
+    train = SessionReader(open_log(split.path / TRAIN), vocabulary)
+    items = item_rewards(load_user_model(learned.world.path).user_model, shop.reward, train)
+    earned = {
+        "constant": _true_reward(shop, ConstantPolicy(shop.slate_size, items.mean, items.n_requests, SHARP)),
+        "cem": _true_reward(shop, baseline.policy),
+        "reinforce": _true_reward(shop, policy.policy),
+    }
+    policy.policy.strength.fill_(1.0)
+    return earned | {
+        "reinforce_unbound": _true_reward(shop, policy.policy),
+        "strength": strength,
+        "effective_requests": estimates.gating.effective_sample_size,
+        "floor": _floor(config, open_log(split.path / TEST).manifest.n_requests),
+        "promoted": float(outcome is Outcome.PROMOTE),
+        "held": float(outcome is Outcome.HOLD),
+    }
 
 
-def _ablations(seed: int, *settings: str) -> dict[str, float]:
+def _ablations(run: StageRunner, seed: int, *settings: str) -> dict[str, float]:
     """True reward of the released policy with one setting changed at a time."""
-    with TemporaryDirectory() as scratch:
-        run = StageRunner(Path(scratch))
-        earned = {}
-        for name, ablation in ABLATIONS.items():
-            config = load_config(None, [f"seed={seed}", *settings, ablation])
-            split = run(config, stages.split_sessions, checked=run.shop_log(config))
-            policy = load_policy(run.learn(config, split).policy.path).policy
-            earned[name] = _true_reward(_shops(config)[0], policy)
-        return earned
+    _, split = _prepare(run, *settings)
+    earned = {}
+    for name, ablation in ABLATIONS.items():
+        config = load_config(None, [f"seed={seed}", *settings, ablation])
+        policy = load_policy(run.learn(config, split).policy.path).policy
+        earned[name] = _true_reward(_shops(config)[0], policy)
+    return earned
 
 
-def _known(*settings: str) -> dict[str, float]:
+def _known(run: StageRunner, *settings: str) -> dict[str, float]:
     """What policies earn that learn nothing or know the shop; the filter also as far out as the gate's floor allows."""
     config = load_config(None, list(settings))
     shop, revealing = _shops(config)
-    with TemporaryDirectory() as scratch:
-        run = StageRunner(Path(scratch))
-        split = run(config, stages.split_sessions, checked=run.shop_log(config))
-        vocabulary = Vocabulary.fit(open_log(split.path / TRAIN))
-        reader = SessionReader(open_log(split.path / TEST), vocabulary)
-        floor = _floor(config, reader.log.manifest.n_requests)
-        ratio = ratio_of(reader)
+    _, split = _prepare(run, *settings)
+    vocabulary = Vocabulary.fit(open_log(split.path / TRAIN))
+    reader = SessionReader(open_log(split.path / TEST), vocabulary)
+    floor = _floor(config, reader.log.manifest.n_requests)
+    ratio = ratio_of(reader)
 
-        def judgeable(weight: float) -> bool:
-            cap = default_cap(reader.log.manifest.n_requests)
-            return judged_sums(reader, FilterPolicy(shop, weight), ratio, cap).effective.value >= floor
+    def judgeable(weight: float) -> bool:
+        cap = default_cap(reader.log.manifest.n_requests)
+        return judged_sums(reader, FilterPolicy(shop, weight), ratio, cap).effective.value >= floor
 
-        weight = max(weight for weight in FILTER_WEIGHTS if judgeable(weight))
+    weight = max(weight for weight in FILTER_WEIGHTS if judgeable(weight))
     return {
         "random": _true_reward(shop, UniformPolicy(shop.slate_size)),
         "popularity": _true_reward(shop, PopularityPolicy(shop.slate_size, vocabulary.counts(), SHARP)),

@@ -55,7 +55,7 @@ def test_a_group_without_a_name_is_the_storefronts(toml: Path) -> None:
         ("source.mapping=x", ["unknown key 'source.mapping'", "n_users"]),
         ("seed=many", ["seed = 'many'", "valid integer"]),
         ("seed=-1", ["seed = -1", "greater than or equal to 0"]),
-        ("cem.population=4", ["configuration: cem: elite = 6: expected at most population = 4"]),
+        ("cem.population=4", ["configuration: cem: elite = 10: expected at most population = 4"]),
         ("ab.sessions=5", ["ab.sessions = 5", "greater than or equal to 100"]),
         ("source.n_users=few", ["source.n_users = 'few'", "valid integer"]),
         ("reinforce.gamma=2", ["reinforce.gamma = 2", "less than or equal to 1"]),

@@ -50,7 +50,7 @@ def test_coverage_counts_the_best_items_among_the_slates_first(mdp: IRecGanMdp) 
 
 
 def test_methods_differ_in_what_they_learn_from() -> None:
-    by_name = methods(LoopConfig())
+    by_name = methods(DEFAULT.config)
 
     generated = {name: config.reinforce.generated_weight > 0 for name, config in by_name.items()}
     assert generated == {"pg": False, "ac": False, "pgu": True, "irecgan": True}

@@ -298,8 +298,10 @@ def test_a_log_in_parts_is_evaluated_like_the_same_log_in_one(
     assert len(one) == len(other) == 7
     for value, expected in zip(one, other, strict=True):
         numbers = {name for name, known in expected.items() if isinstance(known, float)}
+        # Sums merge exactly (tests of ratio_sums); a policy's logits are in single precision and, on some processors,
+        # round by batch.
         assert {name: value[name] for name in numbers} == pytest.approx(
-            {name: expected[name] for name in numbers}, rel=1e-12, abs=1e-12
+            {name: expected[name] for name in numbers}, rel=1e-7, abs=1e-7
         )
         assert {name: value[name] for name in expected.keys() - numbers} == {
             name: expected[name] for name in expected.keys() - numbers
