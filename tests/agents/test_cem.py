@@ -1,7 +1,9 @@
 """CEM finds the weights that a known objective wants, and the same seed finds the same."""
 
+import pytest
 import torch
 
+from components.agents import cem
 from components.agents.cem import CemConfig, train_cem
 from components.environments.rollout import rollout
 from components.environments.storefront import Config, Storefront
@@ -63,3 +65,33 @@ def test_the_same_seed_finds_the_same_weights(storefront_log: Log):
     for policy in (first, again):
         train_cem(policy, Storefront(SHOP), torch.arange(150), short, 3, lambda message, share: None)
     assert torch.equal(first.weights, again.weights)
+
+
+def test_the_search_starts_at_the_policys_weights(storefront_log: Log):
+    policy = untrained(storefront_log)
+    start = torch.linspace(-1.0, 1.0, policy.features.width)
+    policy.weights.copy_(start)
+    still = CONFIG.model_copy(update={"iterations": 1, "initial_deviation": 1e-6, "deviation_floor": 0.0})
+    train_cem(policy, Storefront(SHOP), torch.arange(150), still, 0, lambda message, share: None)
+    torch.testing.assert_close(policy.weights, start, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("at_once", [1, 16_384])
+def test_each_vector_of_a_population_is_judged_by_its_own_ranking(
+    at_once: int, storefront_log: Log, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(cem, "ROLLOUT_SESSIONS", at_once)
+    policy = untrained(storefront_log)
+    train_cem(policy, Storefront(SHOP), torch.arange(150), CONFIG, 0, lambda message, share: None)
+    good = policy.weights.clone()
+    vectors, users = torch.stack([good, -good, torch.zeros_like(good), good]), torch.arange(150).repeat(10)
+
+    judged = cem._mean_rewards(policy, vectors, Storefront(SHOP), users, torch.Generator().manual_seed(5), 8)
+
+    alone = []
+    for vector in vectors:
+        policy.weights.copy_(vector)
+        alone.append(reward(policy))
+    # Means of 1,500 sessions whose rewards spread by about 5.
+    assert judged.tolist() == pytest.approx(alone, abs=0.6)
+    assert float(judged[[0, 3]].min()) > float(judged[2]) > float(judged[1])
