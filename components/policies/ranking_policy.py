@@ -129,6 +129,8 @@ class NeuralSlatePolicy(EncodedPolicy):
 
     def logits(self, state: SessionState, requests: Requests) -> Float[Tensor, "B N"]:
         """Bounded utilities."""
+        if self.strength == 0:
+            return self.behavior_logits(state, requests)
         phi = self.features(state, requests)
         utility = self.strength * self.learned(self.features, phi, state, requests)
         if self.strength != 1:
