@@ -104,7 +104,7 @@ def doubly_robust_sums(
     return sum_by_user(
         log.user,
         columns,
-        log_weights=log_weights,
+        log_ratios=log_ratios,
         rewards=log.rewards,
         n_requests=len(log.rewards),
         n_capped=int(np.count_nonzero(capped)),

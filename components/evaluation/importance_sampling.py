@@ -100,7 +100,7 @@ def _session_sums(
     return sum_by_user(
         sessions.users,
         [Column(weighted, np.ones(len(weighted)))],
-        log_weights=log_weights[sessions.ends],
+        log_ratios=log_ratios[sessions.ends],
         rewards=sessions.rewards,
         n_requests=len(log_ratios),
         n_capped=int(np.count_nonzero(log_weights < log_ratios)),

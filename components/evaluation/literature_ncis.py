@@ -44,7 +44,7 @@ def literature_sums(log: LoggedRequests, cap: float = USUAL_CAP) -> RatioSums:
     return sum_by_user(
         requests.user,
         [Column(weights * requests.rewards, shares)],
-        log_weights=log_weights,
+        log_ratios=log_ratios,
         rewards=shares * requests.rewards,
         n_requests=len(log_ratios),
         n_capped=int(np.count_nonzero(log_weights < log_ratios)),

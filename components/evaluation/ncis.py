@@ -66,7 +66,7 @@ def one_request_sums(
     return sum_by_user(
         log.user,
         columns,
-        log_weights=log_weights,
+        log_ratios=log_ratios,
         rewards=log.rewards,
         n_requests=len(log.rewards),
         n_capped=int(np.count_nonzero(capped)),

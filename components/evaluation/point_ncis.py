@@ -65,7 +65,7 @@ def point_sums(log: LoggedRequests, sampled_log_ratios: Float[np.ndarray, "M S"]
     return sum_by_user(
         log.user,
         [Column(weights * log.rewards, np.ones(len(weights)))],
-        log_weights=log_weights,
+        log_ratios=log_ratios,
         rewards=log.rewards,
         n_requests=len(weights),
         n_capped=int(np.count_nonzero(log_weights < log_ratios)),

@@ -65,7 +65,7 @@ class PolicyValue(BaseModel):
     cap_share: float = Field(ge=0, le=1, description="Share of requests whose weight was cut to the cap.")
     max_weight: float = Field(ge=0, description="Largest weight after capping.")
     mean_weight: float = Field(
-        ge=0, description="Mean weight after capping; 1 in expectation when propensities are right."
+        ge=0, description="Mean weight before capping; 1 in expectation when propensities are right."
     )
     mean_weight_lower: float | None = Field(description="Lower end of the mean weight's interval.")
     mean_weight_upper: float | None = Field(description="Upper end of the mean weight's interval.")

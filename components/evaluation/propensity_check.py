@@ -46,6 +46,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from scipy import stats
 from torch import Tensor
 
+from components.evaluation.weights import LARGEST_LOG_WEIGHT
 from components.interactions.batching import SessionBatch
 from components.interactions.contract import RatioAssumption
 from components.policies import plackett_luce
@@ -61,8 +62,6 @@ RANKED = 10
 LOGGED_TOLERANCE, ESTIMATED_TOLERANCE = 0.002, 0.1
 #: p-value below which log_probs are called wrong; a log of users too few to ever get there is not tested.
 FINDING_P_VALUE = 0.001
-#: Larger log weights are a finding already, and their powers would leave float64.
-LARGEST_LOG_WEIGHT = 200.0
 FITTED = "fitted logging policy"
 GROUPS = tuple(f"slates {2 * group + 1} and {2 * group + 2} of {RANKED}" for group in range(RANKED // 2))
 

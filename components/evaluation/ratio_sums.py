@@ -31,7 +31,7 @@ from scipy import special
 
 from components.errors import InputError
 from components.evaluation.policy_value import Estimand, PolicyDifference, PolicyValue
-from components.evaluation.weights import EffectiveSize
+from components.evaluation.weights import LARGEST_LOG_WEIGHT, EffectiveSize, capped_log_weights
 from components.interactions.contract import RatioAssumption
 
 #: Bootstrap counts held in memory at once.
@@ -52,9 +52,9 @@ class RatioSums:
     denominators: Float[np.ndarray, "U T"]
     """B, divided by exp(log_scales)."""
     log_scales: Float[np.ndarray, " T"]
-    weights: Float[np.ndarray, " U"]
-    """Σ w of the units' final weights, divided by exp(log_weight_scale): what the mean weight is made from."""
-    log_weight_scale: float
+    ratios: Float[np.ndarray, " U"]
+    """Σ ρ of the units' ratios before the cap, divided by exp(log_ratio_scale): what the mean weight is made from."""
+    log_ratio_scale: float
     effective: EffectiveSize
     """Of the units' final weights; with the cascade, of each position's."""
     rewards: Float[np.ndarray, " U"]
@@ -80,7 +80,7 @@ def sum_by_user(
     user: Int[np.ndarray, " N"],
     columns: Sequence[Column],
     *,
-    log_weights: Float[np.ndarray, " N"],
+    log_ratios: Float[np.ndarray, " N"],
     rewards: Float[np.ndarray, " N"],
     n_requests: int,
     n_capped: int,
@@ -92,7 +92,7 @@ def sum_by_user(
     Args:
         user: code of each unit's user.
         columns: contributions to each ratio.
-        log_weights: final capped weight of each unit.
+        log_ratios: of each unit, before the cap.
         rewards: logged reward of each unit.
         n_requests: that the units hold.
         n_capped: requests whose weight was cut to the cap.
@@ -100,8 +100,8 @@ def sum_by_user(
         positions: rewards and final log weights of each position, where they have weights of their own.
     """
     users, codes = np.unique(user, return_inverse=True)
-    scale = float(log_weights.max())
-    weights = np.exp(log_weights - scale)
+    uncapped = np.minimum(log_ratios, LARGEST_LOG_WEIGHT)
+    scale = float(uncapped.max())
 
     def total(values: Float[np.ndarray, " N"]) -> Float[np.ndarray, " U"]:
         return np.bincount(codes, values, len(users))
@@ -111,9 +111,9 @@ def sum_by_user(
         numerators=np.column_stack([total(column.numerators) for column in columns]),
         denominators=np.column_stack([total(column.denominators) for column in columns]),
         log_scales=np.array([column.log_scale for column in columns]),
-        weights=total(weights),
-        log_weight_scale=scale,
-        effective=EffectiveSize.of(positions or [(rewards, log_weights)]),
+        ratios=total(np.exp(uncapped - scale)),
+        log_ratio_scale=scale,
+        effective=EffectiveSize.of(positions or [(rewards, capped_log_weights(log_ratios, cap))]),
         rewards=total(rewards),
         units=np.bincount(codes).astype(np.float64),
         n_requests=n_requests,
@@ -135,15 +135,14 @@ def merge(first: RatioSums, second: RatioSums) -> RatioSums:
     first, second = _widen(first, n_columns), _widen(second, n_columns)
     log_scales = np.maximum(first.log_scales, second.log_scales)
     numerators, denominators = np.zeros((2, len(users), n_columns))
-    weights, rewards, units = np.zeros((3, len(users)))
-    log_weight_scale = max(first.log_weight_scale, second.log_weight_scale)
+    ratios, rewards, units = np.zeros((3, len(users)))
+    log_ratio_scale = max(first.log_ratio_scale, second.log_ratio_scale)
     for shard in (first, second):
         rows = np.searchsorted(users, shard.users)
         shrink = np.exp(shard.log_scales - log_scales)
         numerators[rows] += shard.numerators * shrink
         denominators[rows] += shard.denominators * shrink
-        shrink_weights = np.exp(shard.log_weight_scale - log_weight_scale)
-        weights[rows] += shard.weights * shrink_weights
+        ratios[rows] += shard.ratios * np.exp(shard.log_ratio_scale - log_ratio_scale)
         rewards[rows] += shard.rewards
         units[rows] += shard.units
     return RatioSums(
@@ -151,8 +150,8 @@ def merge(first: RatioSums, second: RatioSums) -> RatioSums:
         numerators=numerators,
         denominators=denominators,
         log_scales=log_scales,
-        weights=weights,
-        log_weight_scale=log_weight_scale,
+        ratios=ratios,
+        log_ratio_scale=log_ratio_scale,
         effective=first.effective.merge(second.effective),
         rewards=rewards,
         units=units,
@@ -257,8 +256,8 @@ def value_from_sums(
     confidence: float = 0.95,
 ) -> PolicyValue:
     """The estimate V with its user-clustered interval; bounds are None where the log has fewer than two users."""
-    max_weight = float(np.exp(sums.log_weight_scale))
-    mean_weight, *mean_weight_bounds = _ratio(sums.weights, sums.units, max_weight).with_bounds(confidence)
+    max_ratio = float(np.exp(sums.log_ratio_scale))
+    mean_weight, *mean_weight_bounds = _ratio(sums.ratios, sums.units, max_ratio).with_bounds(confidence)
     target, behavior = _target_value(sums), _ratio(sums.rewards, sums.units)
     value, lower, upper = target.with_bounds(confidence)
     difference, *difference_bounds = target.minus(behavior).with_bounds(confidence)
@@ -277,7 +276,7 @@ def value_from_sums(
         n_users=len(sums.users),
         cap=sums.cap,
         cap_share=sums.n_capped / sums.n_requests,
-        max_weight=max_weight,
+        max_weight=min(max_ratio, sums.cap),
         mean_weight=mean_weight,
         mean_weight_lower=mean_weight_bounds[0],
         mean_weight_upper=mean_weight_bounds[1],

@@ -62,7 +62,7 @@ def session_sums(log: LoggedRequests, cap: float) -> RatioSums:
     return sum_by_user(
         sessions.users,
         columns,
-        log_weights=log_weights[sessions.ends],
+        log_ratios=log_ratios[sessions.ends],
         rewards=sessions.rewards,
         n_requests=len(log_ratios),
         n_capped=int(np.count_nonzero(log_weights < log_ratios)),

@@ -25,6 +25,9 @@ from jaxtyping import Float
 
 from components.errors import InputError
 
+#: Where weights are not capped: larger ones are a finding already, and their fourth powers would leave float64.
+LARGEST_LOG_WEIGHT = 150.0
+
 
 def default_cap(n: int) -> float:
     """The lowest cap that an estimate from n weights may use: √n."""

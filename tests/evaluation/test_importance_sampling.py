@@ -16,7 +16,7 @@ def test_the_one_request_value_by_hand(make_log):
     # Weights 1, 2 (3 capped at 2), 0.5, 1.5: (1·1 + 2·0 + 0.5·2 + 1.5·4) / 4.
     value = importance_sampling(make_log([1, 0, 2, 4], np.log([1, 3, 0.5, 1.5])), **NAMES)
     assert value.value == pytest.approx(8 / 4)
-    assert value.mean_weight == pytest.approx(5 / 4)
+    assert value.mean_weight == pytest.approx(6 / 4)
     assert (value.cap, value.cap_share, value.estimand) == (2, 0.25, Estimand.ONE_REQUEST)
 
 

@@ -6,7 +6,7 @@ from scipy import stats
 
 from components.errors import InputError
 from components.evaluation.logged_requests import LoggedRequests
-from components.evaluation.ncis import one_request_ncis, one_request_sums, one_request_value
+from components.evaluation.ncis import fixed_cap_ncis, one_request_ncis, one_request_sums, one_request_value
 from components.evaluation.policy_value import Estimand
 from components.evaluation.ratio_sums import compare, merge, ratio_bootstrap
 from components.interactions.contract import RatioAssumption
@@ -32,7 +32,7 @@ def test_the_value_by_hand(make_log):
     assert value.difference == pytest.approx(8 / 5 - 7 / 4)
     assert value.effective_sample_size == pytest.approx(5**2 / (1 + 4 + 0.25 + 2.25))
     assert (value.cap, value.cap_share, value.max_weight) == pytest.approx((2, 0.25, 2))
-    assert value.mean_weight == pytest.approx(5 / 4)
+    assert value.mean_weight == pytest.approx(6 / 4)
     assert (value.n_requests, value.n_units, value.n_users) == (4, 4, 4)
     assert value.estimand is Estimand.ONE_REQUEST
 
@@ -192,6 +192,17 @@ def test_the_interval_holds_the_true_value_in_95_of_100_logs():
     assert low <= sum(v.mean_weight_lower <= 1 <= v.mean_weight_upper for v in values) <= high
     mistakes = np.array([v.value for v in values]) - true_value
     assert abs(mistakes.mean()) < 4 * mistakes.std() / np.sqrt(len(values))
+
+
+def test_a_cap_does_not_move_the_mean_weight():
+    bandit, generator = Bandit(), np.random.default_rng(14)
+    for _ in range(20):
+        log = bandit.draw(300, generator)
+        uncapped = one_request_ncis(log, **NAMES, cap=1_000.0)
+        capped = fixed_cap_ncis(log, **NAMES, cap=0.9)
+        assert capped.cap_share > 0.2
+        assert capped.mean_weight == pytest.approx(uncapped.mean_weight, rel=1e-12)
+        assert capped.mean_weight_lower == pytest.approx(uncapped.mean_weight_lower, rel=1e-12)
 
 
 def test_an_interval_that_took_requests_for_independent_would_be_too_narrow():
