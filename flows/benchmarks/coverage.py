@@ -38,7 +38,7 @@ from flows.figures import ErrorPoint, bias_and_error
 from flows.settings import REPOSITORY
 from flows.stages import CROSS_CHECK, GATING
 
-BUDGET = Budget(full=90, quick=5)
+BUDGET = Budget(full=240, quick=5)
 LOG_SESSIONS = {"storefront": 1_500, "mdp": 4_000}
 #: Parts of a log from whose estimates bias and error are read against its size.
 PARTS = (0.125, 0.25, 0.5, 1.0)

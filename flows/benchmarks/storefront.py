@@ -44,7 +44,7 @@ from flows.benchmarks._stages import Learned, StageRunner
 from flows.config import LoopConfig, load_config
 from flows.stage_store import StageRef
 
-BUDGET = Budget(full=90, quick=5)
+BUDGET = Budget(full=240, quick=10)
 JUDGED_SESSIONS = 40_000
 QUICK = (
     "source.n_sessions=8000", "reinforce.iterations=20", "reinforce.sessions=400", "cem.iterations=5",

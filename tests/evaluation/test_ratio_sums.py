@@ -45,7 +45,7 @@ def test_shards_that_come_one_by_one_merge_to_the_sums_of_the_whole_log(random_l
     merged = merge_shards(iter(parts))
     whole = one_request_sums(random_log, 30.0)
     np.testing.assert_array_equal(merged["all"].users, whole.users)
-    for field in ("numerators", "denominators", "weights", "rewards", "units"):
+    for field in ("numerators", "denominators", "ratios", "rewards", "units"):
         np.testing.assert_allclose(getattr(merged["all"], field), getattr(whole, field), rtol=1e-12, atol=1e-12)
     assert merged["all"].effective.value == pytest.approx(whole.effective.value, rel=1e-12)
     np.testing.assert_allclose(merged["some"].numerators, 2 * parts[2]["all"].numerators)
