@@ -53,7 +53,8 @@ class RatioSums:
     """B, divided by exp(log_scales)."""
     log_scales: Float[np.ndarray, " T"]
     ratios: Float[np.ndarray, " U"]
-    """Σ ρ of the units' ratios before the cap, divided by exp(log_ratio_scale): what the mean weight is made from."""
+    """Σ ρ of the units' ratios, cut at LARGEST_LOG_WEIGHT and not at the cap, divided by exp(log_ratio_scale): what the
+    mean weight is made from."""
     log_ratio_scale: float
     effective: EffectiveSize
     """Of the units' final weights; with the cascade, of each position's."""
