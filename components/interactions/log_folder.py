@@ -7,6 +7,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -123,13 +124,8 @@ def write_log(
         InputError: the folder holds something else, or cannot be written.
         ContractError: the rows do not fit the manifest.
     """
-    require_log_or_nothing(path)
-    staging = path.parent / f".{path.name}.{uuid4().hex[:8]}.tmp"
-    try:
-        (staging / "requests").mkdir(parents=True)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error.strerror}") from None
-    try:
+    with _put_in_place(path) as staging:
+        (staging / "requests").mkdir()
         schema = manifest.schema()
         n_requests = 0
         for number, part in enumerate(parts):
@@ -145,10 +141,37 @@ def write_log(
         digest = content_digest(Log(staging, manifest))
         manifest = manifest.model_copy(update={"n_requests": n_requests, "content_digest": digest})
         (staging / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n")
+    return Log(path, manifest)
+
+
+def copy_log(log: Log, path: Path) -> Log:
+    """Put a log as it is into another folder; an older log there is replaced in one rename.
+
+    Raises:
+        InputError: the folder holds something else, or cannot be written.
+    """
+    tables = [log.path / name for name in (MANIFEST, "items.parquet", "candidates.parquet")]
+    with _put_in_place(path) as staging:
+        (staging / "requests").mkdir()
+        for file in [*log.part_paths, *filter(Path.is_file, tables)]:
+            shutil.copyfile(file, staging / file.relative_to(log.path))
+    return Log(path, log.manifest)
+
+
+@contextmanager
+def _put_in_place(path: Path) -> Iterator[Path]:
+    """A new folder that takes the place of the log at `path` once it is whole, and vanishes if it never is."""
+    require_log_or_nothing(path)
+    staging = path.parent / f".{path.name}.{uuid4().hex[:8]}.tmp"
+    try:
+        staging.mkdir(parents=True)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror}") from None
+    try:
+        yield staging
         replace_folder(staging, path)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    return Log(path, manifest)
 
 
 def require_log_or_nothing(path: Path) -> None:

@@ -19,7 +19,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validato
 
 from components.errors import ContractError, InputError, TooManyBadRowsError
 from components.interactions.contract import CANDIDATE_SCHEMA, Evidence, Manifest
-from components.interactions.log_folder import Log, content_digest, write_log
+from components.interactions.log_folder import Log, content_digest, copy_log, write_log
 from components.validation.data_docs import Expectation, ExpectationResult, Severity, assert_and_render
 from components.validation.profile import ROUNDING, item_profile, profile, sum_part
 from components.validation.rules import SESSION_OF_A_BAD_ROW, Lookups, Rule, judge, look_up, row_rules
@@ -224,7 +224,11 @@ def validate(log: Log, config: ValidationConfig, out: Path, as_of: datetime | No
             f"{result.name}: {result.metric} is {result.observed:g}, expected {result.expected}" for result in failed
         ]
         raise InputError("\n".join([f"{log.path}: the log cannot be trained on", *lines]))
-    write_log(out / "log", log.manifest, _accepted(log, judged.condemned_sessions), items, table)
+    # Writing means digesting every row again; where all are accepted as the manifest has them, the files will do.
+    if not judged.n_quarantined and metrics.get("digest_off_manifest") == 0:
+        copy_log(log, out / "log")
+    else:
+        write_log(out / "log", log.manifest, _accepted(log, judged.condemned_sessions), items, table)
     return checks
 
 

@@ -13,7 +13,7 @@ from polars.testing import assert_frame_equal
 
 from components.errors import ContractError, InputError
 from components.interactions.contract import Manifest
-from components.interactions.log_folder import MANIFEST, Log, content_digest, open_log, write_log
+from components.interactions.log_folder import MANIFEST, Log, content_digest, copy_log, open_log, write_log
 
 WriteCorner = Callable[..., Log]
 
@@ -296,6 +296,15 @@ def test_an_older_log_is_replaced_whole(write_corner: WriteCorner, corner_rows: 
     assert log.manifest.n_requests == 3
     assert len(log.part_paths) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["corner"]
+
+
+def test_a_copy_holds_the_log_and_nothing_that_lay_beside_it(corner_log: Log, tmp_path: Path) -> None:
+    (corner_log.path / "notes.txt").write_text("mine")
+    copied = copy_log(corner_log, tmp_path / "copies" / "log")
+    assert open_log(copied.path).manifest == corner_log.manifest == copied.manifest
+    assert content_digest(copied) == corner_log.manifest.content_digest
+    assert not (copied.path / "notes.txt").exists()
+    assert [path.name for path in copied.path.parent.iterdir()] == ["log"]
 
 
 def test_a_failed_writing_leaves_the_older_log(
