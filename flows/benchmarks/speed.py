@@ -463,7 +463,7 @@ rating = {{ column = "rating", kind = "numeric" }}
 """
 _MAPPED = (
     "request_id", "session_id", "user_id", "step", "timestamp", "available_at", "candidates", "slate",
-    "slate_log_prob", "clicked", "purchased", "session_end",
+    "slate_log_prob", "position_log_probs", "clicked", "purchased", "session_end",
 )  # fmt: skip
 
 
