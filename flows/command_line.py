@@ -40,7 +40,7 @@ app.add_typer(data_app, name="data")
 P = ParamSpec("P")
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout; messages go to stderr.")]
 SourceName = Annotated[
-    str | None, typer.Option("--source", help="storefront, obd, trivago, sessions, movielens or table.")
+    str | None, typer.Option("--source", help="storefront, log, obd, trivago, sessions, movielens or table.")
 ]
 SourcePath = Annotated[Path | None, typer.Option("--path", help="File or folder that the source reads.")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file; it holds only what differs.")]
@@ -107,26 +107,20 @@ def run_loop(
 @app.command("import", epilog="Example: slateloop import --source trivago --path trivago --out data/trivago")
 @command
 def import_source(
-    source: Annotated[str, typer.Option("--source", help="obd, trivago, sessions, movielens, table or storefront.")],
+    source: Annotated[
+        str, typer.Option("--source", help="log, obd, trivago, sessions, movielens, table or storefront.")
+    ],
     out: Annotated[Path, typer.Option("--out", help="Folder of the log.")],
     path: SourcePath = None,
     settings: Settings = None,
     as_json: AsJson = False,
 ) -> None:
     """Translate a source into the data contract, and nothing else."""
-    from components.environments import storefront
-    from components.interactions.importers import importers
-    from components.interactions.log_folder import open_log
     from flows.config import load_config, source_path
+    from flows.stages import write_source_log
 
     config = load_config(None, settings or [], source)
-    read = source_path(config, path)
-    if read is None:
-        assert isinstance(config.source, storefront.Config)
-        storefront.write_storefront_log(config.source, config.loop, out)
-    else:
-        importers()[config.source.name].import_log(config.source, read, out, config.loop)  # type: ignore[attr-defined]
-    manifest = open_log(out).manifest
+    manifest = write_source_log(config, source_path(config, path), out).manifest
     if as_json:
         print(manifest.model_dump_json(indent=2))
     else:

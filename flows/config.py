@@ -21,7 +21,7 @@ from components.environments import storefront
 from components.errors import InputError
 from components.evaluation.world_model_trust import TrustConfig
 from components.experiment.gate import GateConfig
-from components.interactions.importers import importers
+from components.interactions.importers import importers, interaction_log
 from components.interactions.splits import SplitConfig
 from components.policies.session_encoder import EncoderConfig
 from components.validation.checks import ValidationConfig
@@ -127,7 +127,7 @@ def load_config(file: Path | None, settings: list[str], source: str | None = Non
 
 
 def source_path(config: LoopConfig, path: Path | None) -> Path | None:
-    """The file or folder that the source reads; None for a simulator, which reads nothing.
+    """The file or folder that the source reads; None for a simulator, and for the endpoint's own interaction log.
 
     Raises:
         InputError: the source needs a path and got none, or there is nothing at the path.
@@ -137,6 +137,8 @@ def source_path(config: LoopConfig, path: Path | None) -> Path | None:
             raise InputError(f"--path {path}: source 'storefront' is simulated and reads nothing; leave --path out")
         return None
     name = config.source.name  # type: ignore[attr-defined]
+    if path is None and isinstance(config.source, interaction_log.Config):
+        return None
     if path is None:
         raise InputError(f"source {name!r} reads a file or folder: give it with --path")
     if not path.exists():

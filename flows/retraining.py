@@ -5,7 +5,8 @@ from pathlib import Path
 import torch
 from prefect import flow
 
-from components.interactions.importers import table
+from components.interactions.importers import interaction_log, table
+from components.interactions.log import InteractionLog
 from flows import platform_stages, stages
 from flows.config import LoopConfig, source_path
 from flows.lineage import digest_of, folder_digest
@@ -14,6 +15,7 @@ from flows.run_record import RunSummary
 from flows.settings import PlatformSettings
 from flows.stage_store import StageRef
 from flows.tasks import Run, publish
+from services.settings import ServiceSettings
 
 
 @flow(name="retraining")
@@ -64,7 +66,12 @@ def source_ref(config: LoopConfig, path: Path | None) -> StageRef:
         InputError: the source needs a path and got none, or there is nothing at the path.
     """
     read = source_path(config, path)
+    if isinstance(config.source, interaction_log.Config):
+        url = ServiceSettings().database if read is None else f"sqlite:///{read}"
+        files = [] if config.source.items is None else [config.source.items]
+        state = InteractionLog(url).state(config.loop, config.as_of)
+        return StageRef(path=read or Path(), digest=digest_of(state, *map(folder_digest, files)))
     if read is None:
         return StageRef(path=Path(), digest=digest_of("simulated"))
     files = table.files_read(config.source, read) if isinstance(config.source, table.Config) else [read]
-    return StageRef(path=read, digest=digest_of(*(folder_digest(file) for file in files)))
+    return StageRef(path=read, digest=digest_of(*map(folder_digest, files)))

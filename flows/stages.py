@@ -77,7 +77,7 @@ from components.interactions.batching import SessionReader, SessionTable
 from components.interactions.contract import Evidence as EvidenceLevel
 from components.interactions.contract import Manifest
 from components.interactions.covisitation import count_covisitation
-from components.interactions.importers import importers
+from components.interactions.importers import importers, interaction_log
 from components.interactions.log_folder import Log, open_log
 from components.interactions.splits import HOLDOUT, TEST, TRAIN, VALIDATION, split_log
 from components.interactions.vocabulary import Vocabulary
@@ -97,6 +97,7 @@ from components.world_model.user_model_folder import StoredUserModel, load_user_
 from flows.config import LoopConfig
 from flows.run_record import Curve, RankingQuality, Release
 from flows.stage_store import stage
+from services.settings import ServiceSettings
 
 POLICY, BASELINE = "reinforce", "cem"
 #: The estimators that the gate reads.
@@ -119,16 +120,32 @@ STANDARDIZING_STEPS = 20
 P = TypeVar("P", NeuralSlatePolicy, RankingPolicy)
 
 
+def write_source_log(config: LoopConfig, path: Path | None, out: Path) -> Log:
+    """Translate the configuration's source into a log in `out`.
+
+    Args:
+        config: its source and loop count.
+        path: what `source_path` gave; without one a simulator runs, or the endpoint's own database is read.
+        out: folder of the log.
+
+    Raises:
+        InputError: the source cannot be read.
+    """
+    source = config.source
+    if isinstance(source, storefront.Config):
+        return storefront.write_storefront_log(source, config.loop, out)
+    if isinstance(source, interaction_log.Config) and path is None:
+        return interaction_log.import_database(source, ServiceSettings().database, out, config.loop)
+    assert path is not None
+    return importers()[source.name].import_log(source, path, out, config.loop)  # type: ignore[attr-defined]
+
+
 @stage("import-data", "source")
 def import_source(config: LoopConfig, path: Path, out: Path, progress: Progress) -> None:
     """Write the source's log into `out/log`, as far as it was known at `as_of`."""
-    name: str = config.source.name  # type: ignore[attr-defined]
-    progress(f"importing {name}", 0.0)
+    progress(f"importing {config.source.name}", 0.0)  # type: ignore[attr-defined]
     imported = out / "log" if config.as_of is None else out / "imported"
-    if isinstance(config.source, storefront.Config):
-        log = storefront.write_storefront_log(config.source, config.loop, imported)
-    else:
-        log = importers()[name].import_log(config.source, path, imported, config.loop)
+    log = write_source_log(config, None if path == Path() else path, imported)
     if config.as_of is not None:
         progress(f"keeping what was known at {config.as_of}", 0.8)
         write_known_by(log, config.as_of, out / "log")

@@ -14,7 +14,10 @@ BENTO_NAME = "recommender"
 SERVICE = "services.recommender:Recommender"
 REPOSITORY = Path(__file__).parents[1]
 #: What the service imports beside BentoML, for machines that install the Bento by itself.
-PACKAGES = ("jaxtyping", "numpy", "polars", "pyarrow", "pydantic", "safetensors", "torch")
+PACKAGES = (
+    "alembic", "fastapi", "jaxtyping", "numpy", "polars", "pyarrow", "pydantic", "pydantic-settings", "safetensors",
+    "sqlalchemy", "torch",
+)  # fmt: skip
 
 
 def build_bento(tags: Mapping[str, str], out: Path | None = None) -> str:

@@ -5,7 +5,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,21 +15,20 @@ import pytest
 import torch
 
 from components.policies import plackett_luce
+from components.policies.live_policy import LivePolicy, LiveSession
 from components.policies.policy_folder import StoredPolicy
-from components.policies.single_request import LiveSession, encode_session
 
 
 def asked_again(stored: StoredPolicy, body: dict[str, Any], slate: list[str]) -> float:
     """The log_prob of a slate as the library computes it."""
     session = LiveSession(**{name: body[name] for name in LiveSession.model_fields if name in body})
-    places = torch.tensor([[session.candidates.index(item_id) for item_id in slate]])
-    with torch.no_grad():
-        log_probs = plackett_luce.log_prob(stored.policy.logits(*encode_session(stored, session)), places)
-    return float(log_probs.double().sum())
+    live = LivePolicy(stored)
+    places = torch.tensor([[live.candidates(session).index(item_id) for item_id in slate]])
+    return float(plackett_luce.log_prob(live.logits([session]), places).double().sum())
 
 
 @contextmanager
-def served(bento: str, bentoml_home: Path, folder: Path) -> Iterator[str]:
+def served(bento: str, bentoml_home: Path, folder: Path, variables: Mapping[str, str] | None = None) -> Iterator[str]:
     """Serve a Bento of a store; yields its address, and ends the server."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -38,7 +37,7 @@ def served(bento: str, bentoml_home: Path, folder: Path) -> Iterator[str]:
     server = subprocess.Popen(
         [sys.executable, "-m", "bentoml", "serve", bento, "--host", "127.0.0.1", "--port", str(port)],
         cwd=folder,
-        env=os.environ | {"BENTOML_HOME": str(bentoml_home), "BENTOML_DO_NOT_TRACK": "True"},
+        env=os.environ | {"BENTOML_HOME": str(bentoml_home), "BENTOML_DO_NOT_TRACK": "True", **(variables or {})},
         stdout=output,
         stderr=subprocess.STDOUT,
     )

@@ -1,26 +1,32 @@
-"""One live session, asked for one slate: what an endpoint is told, as the tensors that a policy was trained on.
+"""A policy that is asked live: sessions as an endpoint is told of them, as the tensors that the policy was trained on.
 
-The session is written as rows of the data contract and read by the reader of logs, so a request that is served and the
-same request in a log give the same state, and hence the same log_prob.
+A request that is served and the same request in a log give the same state, and hence the same log_prob: what
+`interactions/batching.py` does with a log's columns is done here with Python's own lists, since a data frame for each
+request would cost five times what the network does.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
-import polars as pl
+import numpy as np
 import torch
+from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor
 
 from components.errors import InputError
-from components.interactions.batching import Requests, read_sessions
-from components.interactions.contract import CANDIDATE_SCHEMA, Evidence, Feature, Manifest, RatioAssumption
+from components.interactions.batching import MAX_EVENTS, Requests, SessionBatch
+from components.interactions.vocabulary import FIRST_ITEM, UNKNOWN
+from components.policies import plackett_luce
 from components.policies.policy_folder import StoredPolicy
 from components.policies.slate_policy import SessionState
 
 ItemId = Annotated[str, Field(min_length=1, max_length=256)]
-Context = dict[str, str | float | None]
-#: Longest slate that a past request may have shown.
+Context = dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=256)] | float | None]
+#: Longest slate that may be asked for, or that a past request may have shown.
 MAX_SLATE = 100
+MAX_CANDIDATES = 10_000
 
 
 class Event(BaseModel):
@@ -64,8 +70,14 @@ class LiveSession(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    candidates: tuple[ItemId, ...] = Field(
-        min_length=1, max_length=1_000, description="Distinct items that may be shown."
+    candidates: tuple[ItemId, ...] | None = Field(
+        default=None,
+        min_length=1,
+        max_length=MAX_CANDIDATES,
+        description="Distinct items that may be shown; without them every item that the policy knows.",
+    )
+    slate_size: int | None = Field(
+        default=None, ge=1, le=MAX_SLATE, description="Items to show; without it as many as the policy was trained for."
     )
     context: Context = Field(default={}, description="The request's features by name; absent ones count as unknown.")
     events: tuple[Event, ...] = Field(
@@ -80,7 +92,7 @@ class LiveSession(BaseModel):
     @model_validator(mode="after")
     def _distinct_candidates(self) -> "LiveSession":
         seen: set[str] = set()
-        for item_id in self.candidates:
+        for item_id in self.candidates or ():
             if item_id in seen:
                 raise ValueError(f"candidates name {item_id!r} twice; expected distinct items")
             seen.add(item_id)
@@ -101,73 +113,185 @@ class Recommendation:
         return sum(self.log_probs)
 
 
-def encode_session(stored: StoredPolicy, session: LiveSession) -> tuple[SessionState, Requests]:
-    """The policy's state at a session's current request, and that request, each as one row.
+class LivePolicy:
+    """A stored policy that answers live sessions.
 
-    Items that the policy does not know share its unknown index; unknown values of context features count as zeros.
-
-    Raises:
-        InputError: the context names a feature that the policy does not have, or gives one a value of the wrong kind.
+    Items that it does not know share its unknown index; unknown values of context features count as zeros.
     """
-    vocabulary = stored.description.vocabulary
-    features = {code.feature.name: code.feature for code in vocabulary.context_codes}
-    requests: list[PastRequest | LiveSession] = [*session.past_requests, session]
-    manifest = Manifest(
-        loop=stored.description.loop,
-        source="live",
-        evidence=Evidence.SLATES,
-        ratio_assumption=RatioAssumption.FULL_SLATE,
-        responses="per_position",
-        slate_size=max([stored.policy.slate_size, *(len(past.slate) for past in session.past_requests)]),
-        context=tuple(features.values()),
-    )
-    rows: list[dict[str, Any]] = [
-        {
-            "session_id": "live",
-            "user_id": "live",
-            "step": step,
-            "events": [event.model_dump() for event in request.events],
-            "context": _checked_context(
-                request.context, features, "context" if request is session else f"past_requests.{step}.context"
-            ),
+
+    def __init__(self, stored: StoredPolicy) -> None:
+        self.description = stored.description
+        self.policy = stored.policy
+        vocabulary = stored.description.vocabulary
+        self._index = {item_id: number for number, item_id in enumerate(vocabulary.item_ids, FIRST_ITEM)}
+        self._catalog = vocabulary.item_ids
+        widths = [code.width for code in vocabulary.context_codes]
+        starts = np.cumsum([0, *widths]).tolist()
+        self._codes = {
+            code.feature.name: (start, code) for start, code in zip(starts, vocabulary.context_codes, strict=False)
         }
-        | (
-            {"slate": request.slate, "clicked": request.clicked, "purchased": request.purchased}
-            if isinstance(request, PastRequest)
-            else {"candidates": request.candidates}
+        self._values = {
+            code.feature.name: {value: start + place for place, value in enumerate(code.feature.values)}
+            for start, code in self._codes.values()
+        }
+
+    def candidates(self, session: LiveSession) -> tuple[str, ...]:
+        """The items that may be shown to a session.
+
+        Raises:
+            InputError: it names none, and the policy knows more than a request may name.
+        """
+        if session.candidates is not None:
+            return session.candidates
+        if len(self._catalog) > MAX_CANDIDATES:
+            raise InputError(
+                f"candidates: the policy knows {len(self._catalog)} items; name the ones that may be shown, "
+                f"at most {MAX_CANDIDATES}"
+            )
+        return self._catalog
+
+    def check(self, session: LiveSession) -> None:
+        """Refuse what this policy cannot answer.
+
+        Raises:
+            InputError: the session names no candidates and the policy knows more items than it may name; or a context
+                names a feature that the policy does not have, or gives one a value of the wrong kind.
+        """
+        self.candidates(session)
+        told: list[PastRequest | LiveSession] = [*session.past_requests, session]
+        for step, request in enumerate(told):
+            where = "context" if request is session else f"past_requests.{step}.context"
+            for name, value in request.context.items():
+                if name not in self._codes:
+                    raise InputError(f"{where}: {name!r} is unknown; the policy's features are {sorted(self._codes)}")
+                numeric = self._codes[name][1].feature.kind == "numeric"
+                if value is not None and isinstance(value, str) is numeric:
+                    raise InputError(f"{where}: {name!r} is {value!r}; expected {'a number' if numeric else 'text'}")
+
+    def encode(self, sessions: Sequence[LiveSession]) -> tuple[SessionState, Requests]:
+        """The policy's state at each session's current request, and that request: one row a session.
+
+        Raises:
+            InputError: as `check`.
+        """
+        for session in sessions:
+            self.check(session)
+        offered = [self.candidates(session) for session in sessions]
+        n_steps = 1 + max(len(session.past_requests) for session in sessions)
+        n_positions = max(
+            [self.policy.slate_size, *(len(past.slate) for session in sessions for past in session.past_requests)]
         )
-        for step, request in enumerate(requests)
-    ]
-    frame = pl.DataFrame(rows, schema=manifest.schema())
-    table = read_sessions(frame, manifest, vocabulary, pl.DataFrame(schema=CANDIDATE_SCHEMA))
-    batch = table.batch(torch.tensor([0]))
-    current = torch.tensor([len(requests) - 1])
-    with torch.no_grad():
-        return stored.policy.states(batch).select(current), batch.requests().select(current)
+        shape = len(sessions), n_steps
+        slates = np.zeros((*shape, n_positions), dtype=np.int32)
+        clicks, purchases = (np.zeros(slates.shape, dtype=np.float32) for _ in range(2))
+        events = np.zeros((*shape, MAX_EVENTS), dtype=np.int32)
+        context = np.zeros((*shape, self.description.vocabulary.context_width), dtype=np.float32)
+        candidates = np.zeros((len(sessions), max(map(len, offered))), dtype=np.int32)
+        mask = np.zeros(shape, dtype=bool)
+        for row, session in enumerate(sessions):
+            mask[row, : len(session.past_requests) + 1] = True
+            candidates[row, : len(offered[row])] = self._indices(offered[row])
+            told: list[PastRequest | LiveSession] = [*session.past_requests, session]
+            for step, request in enumerate(told):
+                latest = request.events[-MAX_EVENTS:]
+                if latest:
+                    events[row, step, -len(latest) :] = self._indices([event.item_id for event in latest])
+                self._encode_context(request.context, context[row, step])
+                if isinstance(request, PastRequest) and request.slate:
+                    shown = slice(0, len(request.slate))
+                    slates[row, step, shown] = self._indices(request.slate)
+                    for target, answers in ((clicks, request.clicked), (purchases, request.purchased)):
+                        if answers is not None:
+                            target[row, step, shown] = [answer is True for answer in answers]
+        batch = _batch(mask, slates, clicks, purchases, events, context)
+        current = torch.tensor(
+            [row * n_steps + len(session.past_requests) for row, session in enumerate(sessions)], dtype=torch.long
+        )
+        requests = Requests(
+            candidates=torch.from_numpy(candidates),
+            context=batch.context.flatten(0, 1)[current],
+            events=batch.events.flatten(0, 1)[current],
+        )
+        with torch.inference_mode():
+            return self.policy.states(batch).select(current), requests
+
+    def logits(self, sessions: Sequence[LiveSession]) -> Float[Tensor, "B N"]:
+        """Utility of each session's candidates, in their order; -inf for padding.
+
+        Raises:
+            InputError: as `check`.
+        """
+        with torch.inference_mode():
+            return self.policy.logits(*self.encode(sessions))
+
+    def recommend(self, sessions: Sequence[LiveSession], generator: torch.Generator) -> list[Recommendation]:
+        """A slate for each session, with its exact log_prob; shorter than asked for where candidates are too few.
+
+        Candidates are told apart by their place, so several that the policy does not know may be shown together.
+
+        Raises:
+            InputError: as `check`.
+        """
+        logits = self.logits(sessions)
+        sizes = [session.slate_size or self.policy.slate_size for session in sessions]
+        with torch.inference_mode():
+            # The first positions of a longer slate are distributed as a shorter one.
+            places = plackett_luce.sample(logits, max(sizes), generator)
+            log_probs = plackett_luce.log_prob(logits, places)
+        chosen = []
+        for session, size, own_places, own_log_probs in zip(
+            sessions, sizes, places.tolist(), log_probs.tolist(), strict=True
+        ):
+            items = self.candidates(session)
+            filled = [
+                (items[place], log_prob)
+                for place, log_prob in zip(own_places, own_log_probs, strict=True)
+                if place >= 0
+            ]
+            slate, told = zip(*filled[:size], strict=True)
+            chosen.append(Recommendation(slate, told))
+        return chosen
+
+    def _indices(self, item_ids: Sequence[str]) -> list[int]:
+        index = self._index
+        return [index.get(item_id, UNKNOWN) for item_id in item_ids]
+
+    def _encode_context(self, context: Context, row: np.ndarray) -> None:
+        for name, value in context.items():
+            start, code = self._codes[name]
+            if code.feature.kind == "numeric":
+                if value is not None:
+                    # As the contract's column has it.
+                    row[start] = (float(np.float32(value)) - code.mean) / code.scale
+            elif value in self._values[name]:
+                row[self._values[name][value]] = 1.0
 
 
-def _checked_context(context: Context, features: dict[str, Feature], where: str) -> Context:
-    for name, value in context.items():
-        if name not in features:
-            raise InputError(f"{where}: {name!r} is unknown; the policy's features are {sorted(features)}")
-        kind, expected = ("a number", float) if features[name].kind == "numeric" else ("text", str)
-        if value is not None and not isinstance(value, expected):
-            raise InputError(f"{where}: {name!r} is {value!r}; expected {kind}")
-    return context
-
-
-def recommend(stored: StoredPolicy, session: LiveSession, generator: torch.Generator) -> Recommendation:
-    """A slate for a live session, with its exact log_prob; shorter than usual where there are too few candidates.
-
-    Candidates are told apart by their place, so several that the policy does not know may still be shown together.
-
-    Raises:
-        InputError: the context does not fit the policy.
-    """
-    choice = stored.policy.act(*encode_session(stored, session), generator)
-    chosen = [
-        (session.candidates[place], log_prob)
-        for place, log_prob in zip(choice.places[0].tolist(), choice.log_probs[0].tolist(), strict=True)
-        if place >= 0
-    ]
-    return Recommendation(tuple(item_id for item_id, _ in chosen), tuple(log_prob for _, log_prob in chosen))
+def _batch(
+    mask: np.ndarray,
+    slates: np.ndarray,
+    clicks: np.ndarray,
+    purchases: np.ndarray,
+    events: np.ndarray,
+    context: np.ndarray,
+) -> SessionBatch:
+    """Sessions of which only that is known which an encoder reads."""
+    none = torch.zeros(mask.shape, dtype=torch.bool)
+    nothing = torch.zeros(slates.shape)
+    return SessionBatch(
+        mask=torch.from_numpy(mask),
+        users=torch.zeros(len(mask), dtype=torch.long),
+        candidates=torch.zeros(*mask.shape, 0, dtype=torch.int32),
+        context=torch.from_numpy(context),
+        events=torch.from_numpy(events),
+        slates=torch.from_numpy(slates),
+        log_probs=torch.full(mask.shape, torch.nan, dtype=torch.float64),
+        clicks=torch.from_numpy(clicks),
+        purchases=torch.from_numpy(purchases),
+        observed=nothing.bool(),
+        purchase_observed=nothing.bool(),
+        rewards=nothing,
+        reward_known=none,
+        left=none,
+        leave_observed=none,
+    )

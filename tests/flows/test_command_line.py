@@ -59,6 +59,7 @@ def test_the_schema_describes_the_configuration_and_its_defaults_fit() -> None:
     assert set(schema["properties"]) == set(LoopConfig.model_fields)
     assert set(schema["properties"]["source"]["discriminator"]["mapping"]) == {
         "storefront",
+        "log",
         "movielens",
         "obd",
         "sessions",
@@ -104,7 +105,7 @@ def fits(value: Any, schema: dict[str, Any]) -> bool:
         (["run", "--set", "ab.sessions=1"], ["ab.sessions = 1", "greater than or equal to 100"]),
         (
             ["run", "--source", "shop"],
-            ["unknown source", "'shop'", "storefront, movielens, obd, sessions, table, trivago"],
+            ["unknown source", "'shop'", "storefront, log, movielens, obd, sessions, table, trivago"],
         ),
         (["run", "--source", "sessions"], ["'sessions' reads a file or folder", "--path"]),
         (["run", "--source", "trivago", "--path", "/no/where"], ["/no/where: no such file or folder"]),

@@ -66,7 +66,10 @@ def test_a_group_without_a_name_is_the_storefronts(toml: Path) -> None:
         ("reinforce=3", ["reinforce = 3", "dictionary"]),
         ("source=storefront", ["source = 'storefront'", "dictionary"]),
         ("source.name=obd", ["source.campaign: missing", "'all', 'men' or 'women'", "--set source.campaign=VALUE"]),
-        ("source.name=nowhere", ["source.name = 'nowhere'", "storefront, movielens, obd, sessions, table, trivago"]),
+        (
+            "source.name=nowhere",
+            ["source.name = 'nowhere'", "storefront, log, movielens, obd, sessions, table, trivago"],
+        ),
         ("seed", ["--set seed", "expected a.b=c"]),
         ("=1", ["--set =1", "expected a.b=c"]),
         ("a..b=1", ["--set a..b=1", "expected a.b=c"]),
@@ -111,7 +114,7 @@ def test_a_missing_file_and_a_folder_are_refused_by_name(tmp_path: Path) -> None
 
 def test_an_unknown_source_is_answered_with_the_known_ones() -> None:
     with pytest.raises(
-        InputError, match=r"'shop'.*the sources are: storefront, movielens, obd, sessions, table, trivago"
+        InputError, match=r"'shop'.*the sources are: storefront, log, movielens, obd, sessions, table, trivago"
     ):
         load_config(None, [], "shop")
 

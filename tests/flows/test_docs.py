@@ -8,6 +8,7 @@ import pytest
 from flows.command_line import app, data_app
 from flows.config import SOURCES, LoopConfig
 from flows.settings import PlatformSettings
+from services.settings import ServiceSettings
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -38,7 +39,7 @@ def test_every_source_is_described(name: str, pages: str) -> None:
     assert f"`{name}`" in pages
 
 
-@pytest.mark.parametrize("name", PlatformSettings.model_fields)
+@pytest.mark.parametrize("name", PlatformSettings.model_fields | ServiceSettings.model_fields)
 def test_every_variable_is_described(name: str, pages: str) -> None:
     assert f"SLATELOOP_{name.upper()}" in pages
 

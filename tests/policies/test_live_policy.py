@@ -10,11 +10,11 @@ from components.interactions.batching import read_sessions
 from components.interactions.contract import CANDIDATE_SCHEMA, Evidence, Feature, Manifest, RatioAssumption
 from components.interactions.vocabulary import FeatureCode, Vocabulary
 from components.policies import plackett_luce
+from components.policies.live_policy import LivePolicy, LiveSession
 from components.policies.policy_folder import PolicyDescription, StoredPolicy, shape_of
 from components.policies.ranking_policy import NeuralSlatePolicy
 from components.policies.request_features import RequestFeatures
 from components.policies.session_encoder import EncoderConfig, EncoderShape, SessionEncoder
-from components.policies.single_request import LiveSession, encode_session, recommend
 
 HOUR = Feature(name="hour", kind="numeric")
 DEVICE = Feature(name="device", kind="categorical", values=("desktop", "phone"))
@@ -30,7 +30,7 @@ MANIFEST = Manifest(
 
 
 @pytest.fixture(scope="module")
-def stored() -> StoredPolicy:
+def policy() -> LivePolicy:
     """A policy with random weights over ten items."""
     vocabulary = Vocabulary(
         item_ids=tuple(f"item-{number}" for number in range(10)),
@@ -49,7 +49,7 @@ def stored() -> StoredPolicy:
         for parameter in policy.parameters():
             torch.nn.init.normal_(parameter.data, std=0.5)
     description = PolicyDescription(name="v1", loop="shop", shape=shape_of(policy), vocabulary=vocabulary)
-    return StoredPolicy(description, policy.eval())
+    return LivePolicy(StoredPolicy(description, policy.eval()))
 
 
 def logged_session() -> list[dict[str, Any]]:
@@ -92,63 +92,59 @@ def live(requests: list[dict[str, Any]]) -> LiveSession:
 
 
 @pytest.mark.parametrize("step", [0, 1, 2])
-def test_a_live_request_has_the_state_and_log_prob_of_the_same_request_in_a_log(
-    stored: StoredPolicy, step: int
-) -> None:
+def test_a_live_request_has_the_state_and_log_prob_of_the_same_request_in_a_log(policy: LivePolicy, step: int) -> None:
     rows = [
         {"session_id": "s", "user_id": "u", "step": number, **request}
         for number, request in enumerate(logged_session())
     ]
     log = pl.DataFrame(rows, schema=MANIFEST.schema())
-    table = read_sessions(log, MANIFEST, stored.description.vocabulary, pl.DataFrame(schema=CANDIDATE_SCHEMA))
+    table = read_sessions(log, MANIFEST, policy.description.vocabulary, pl.DataFrame(schema=CANDIDATE_SCHEMA))
     batch = table.batch(torch.tensor([0]))
-    states = stored.policy.states(batch)
-    logged = stored.policy.log_prob(states, batch.requests(), batch.slates.flatten(0, 1))
+    states = policy.policy.states(batch)
+    logged = policy.policy.log_prob(states, batch.requests(), batch.slates.flatten(0, 1))
 
-    state, request = encode_session(stored, live(logged_session()[: step + 1]))
+    state, request = policy.encode([live(logged_session()[: step + 1])])
 
     torch.testing.assert_close(state.hidden[0], states.hidden[step])
     assert state.recent[0].tolist() == states.recent[step].tolist()
-    live_log_prob = stored.policy.log_prob(state, request, batch.slates[:, step])
+    live_log_prob = policy.policy.log_prob(state, request, batch.slates[:, step])
     torch.testing.assert_close(live_log_prob[0], logged[step])
 
 
-def test_a_recommendation_has_the_log_prob_that_the_policy_gives_its_slate(stored: StoredPolicy) -> None:
+def test_a_recommendation_has_the_log_prob_that_the_policy_gives_its_slate(policy: LivePolicy) -> None:
     session = live(logged_session())
-    chosen = recommend(stored, session, torch.Generator().manual_seed(1))
-    state, request = encode_session(stored, session)
-    places = torch.tensor([[session.candidates.index(item_id) for item_id in chosen.slate]])
-    with torch.no_grad():
-        expected = plackett_luce.log_prob(stored.policy.logits(state, request), places)
+    (chosen,) = policy.recommend([session], torch.Generator().manual_seed(1))
+    places = torch.tensor([[policy.candidates(session).index(item_id) for item_id in chosen.slate]])
+    expected = plackett_luce.log_prob(policy.logits([session]), places)
     assert chosen.log_probs == pytest.approx(expected[0].tolist(), abs=1e-5)
     assert chosen.log_prob == pytest.approx(float(expected.sum()), abs=1e-5)
 
 
-def test_the_same_seed_recommends_the_same_slates(stored: StoredPolicy) -> None:
+def test_the_same_seed_recommends_the_same_slates(policy: LivePolicy) -> None:
     first, second = (torch.Generator().manual_seed(7) for _ in range(2))
     session = live(logged_session())
-    assert [recommend(stored, session, first) for _ in range(5)] == [
-        recommend(stored, session, second) for _ in range(5)
+    assert [policy.recommend([session], first) for _ in range(5)] == [
+        policy.recommend([session], second) for _ in range(5)
     ]
 
 
-def test_several_unknown_candidates_can_be_shown_together_under_their_own_ids(stored: StoredPolicy) -> None:
+def test_several_unknown_candidates_can_be_shown_together_under_their_own_ids(policy: LivePolicy) -> None:
     session = LiveSession(candidates=("new-a", "new-b", "new-c"))
-    chosen = recommend(stored, session, torch.Generator().manual_seed(0))
+    (chosen,) = policy.recommend([session], torch.Generator().manual_seed(0))
     assert sorted(chosen.slate) == ["new-a", "new-b", "new-c"]
     # Nothing tells them apart, so each order is as likely as any other.
     assert chosen.log_prob == pytest.approx(torch.tensor(1 / 6).log().item(), abs=1e-5)
 
 
-def test_few_candidates_give_a_short_slate(stored: StoredPolicy) -> None:
-    chosen = recommend(stored, LiveSession(candidates=("item-1",)), torch.Generator().manual_seed(0))
+def test_few_candidates_give_a_short_slate(policy: LivePolicy) -> None:
+    (chosen,) = policy.recommend([LiveSession(candidates=("item-1",))], torch.Generator().manual_seed(0))
     assert chosen.slate == ("item-1",)
     assert chosen.log_prob == pytest.approx(0.0, abs=1e-6)
 
 
-def test_unknown_and_absent_values_of_the_context_are_zeros(stored: StoredPolicy) -> None:
+def test_unknown_and_absent_values_of_the_context_are_zeros(policy: LivePolicy) -> None:
     for context in ({}, {"device": "a-fridge"}, {"hour": None}):
-        _, request = encode_session(stored, LiveSession(candidates=("item-1",), context=context))
+        _, request = policy.encode([LiveSession(candidates=("item-1",), context=context)])
         assert request.context.tolist() == [[0.0, 0.0, 0.0]]
 
 
@@ -161,10 +157,10 @@ def test_unknown_and_absent_values_of_the_context_are_zeros(stored: StoredPolicy
     ],
 )
 def test_a_context_that_does_not_fit_the_policy_is_refused(
-    stored: StoredPolicy, context: dict[str, Any], words: str
+    policy: LivePolicy, context: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(InputError, match=words):
-        encode_session(stored, LiveSession(candidates=("item-1",), context=context))
+        policy.encode([LiveSession(candidates=("item-1",), context=context)])
 
 
 def test_a_session_that_contradicts_itself_is_refused() -> None:

@@ -1,5 +1,6 @@
-import asyncio
+import json
 import os
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -9,13 +10,19 @@ from typing import Any
 import bentoml
 import httpx
 import pytest
+import torch
 from bento_server import asked_again, served
 from starlette.testclient import TestClient
 
+from components.interactions.batching import SessionReader
+from components.interactions.importers import interaction_log
+from components.policies.live_policy import LivePolicy
 from components.policies.policy_folder import StoredPolicy
+from services.api import build_api
 from services.packaging import build_bento
 from services.policy_store import load_model
-from services.recommender import Recommender, RecommendRequest, ServedPolicy
+from services.recommender import Recommender, ServedPolicy
+from services.settings import ServiceSettings
 
 TAG = "shop-policy:v1"
 BODY: dict[str, Any] = {
@@ -35,16 +42,33 @@ BODY: dict[str, Any] = {
 }
 
 
-@pytest.fixture(scope="module")
-def client(stored: StoredPolicy, bentoml_home: Path) -> Iterator[TestClient]:
+def settings(home: Path, **changes: Any) -> ServiceSettings:
+    return ServiceSettings(home=home, **changes)
+
+
+def service(stored: StoredPolicy, settings: ServiceSettings, *arms: str) -> Any:
+    policies = {arm: ServedPolicy(TAG, LivePolicy(stored)) for arm in arms}
+    return Recommender.inner(policies=policies, settings=settings, seed=0)
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def client(stored: StoredPolicy, home: Path) -> Iterator[TestClient]:
     """The endpoint in this process, with one arm and a seed."""
-
-    class Seeded(Recommender.inner):  # type: ignore[misc,name-defined]
-        def __init__(self) -> None:
-            super().__init__(policies={"treatment": ServedPolicy(TAG, stored)}, seed=0)
-
-    with TestClient(bentoml.service(name="recommender")(Seeded).to_asgi()) as client:
+    recommender = service(stored, settings(home, log_seconds=4.0), "treatment")
+    with TestClient(build_api(lambda: recommender), raise_server_exceptions=False) as client:
         yield client
+    recommender.close()
+
+
+def logged(home: Path, table: str) -> list[dict[str, Any]]:
+    with sqlite3.connect(home / "interactions.db") as database:
+        database.row_factory = sqlite3.Row
+        return [dict(row) for row in database.execute(f"SELECT * FROM {table}")]
 
 
 def test_the_answer_carries_a_slate_of_the_candidates_and_its_log_prob(
@@ -53,49 +77,238 @@ def test_the_answer_carries_a_slate_of_the_candidates_and_its_log_prob(
     answer = client.post("/recommend", json=BODY)
     assert answer.status_code == 200
     told = answer.json()
-    assert (told["policy"], told["arm"]) == (TAG, "treatment")
+    assert (told["policy"], told["arm"], told["logged"]) == (TAG, "treatment", True)
     assert len(set(told["slate"])) == 4
     assert set(told["slate"]) <= set(BODY["candidates"])
     assert told["log_prob"] == pytest.approx(sum(told["log_probs"]), abs=1e-9)
     assert told["log_prob"] == pytest.approx(asked_again(stored, BODY, told["slate"]), abs=1e-5)
 
 
-def test_every_answer_has_a_request_id_of_its_own(client: TestClient) -> None:
-    ids = {client.post("/recommend", json=BODY).json()["request_id"] for _ in range(3)}
-    assert len(ids) == 3
+def test_what_was_answered_is_in_the_log_with_its_candidates_and_a_hash_for_a_user(
+    client: TestClient, home: Path
+) -> None:
+    told = client.post("/recommend", json=BODY).json()
+    (row,) = logged(home, "recommendations")
+    assert row["request_id"] == told["request_id"]
+    assert json.loads(row["slate"]) == told["slate"]
+    assert json.loads(row["log_probs"]) == told["log_probs"]
+    assert json.loads(row["candidates"]) == BODY["candidates"]
+    assert json.loads(row["context"]) == BODY["context"]
+    assert len(row["user_id"]) == 64
+    for file in home.iterdir():
+        assert b"user-1" not in file.read_bytes()
+
+
+def test_a_user_has_one_hash_in_every_process_and_another_under_another_key(
+    stored: StoredPolicy, tmp_path: Path
+) -> None:
+    hashes = []
+    for name, key in (("one", None), ("one", None), ("two", None), ("three", "0123456789abcdef")):
+        recommender = service(stored, settings(tmp_path / name, user_key=key), "champion")
+        with TestClient(build_api(lambda recommender=recommender: recommender)) as client:
+            client.post("/recommend", json=BODY)
+        recommender.close()
+        hashes.append(logged(tmp_path / name, "recommendations")[-1]["user_id"])
+    assert hashes[0] == hashes[1]
+    assert len(set(hashes)) == 3
+    assert (tmp_path / "one" / "user.key").stat().st_mode & 0o777 == 0o600
+    assert not (tmp_path / "three" / "user.key").exists()
+
+
+def test_without_candidates_every_known_item_may_be_shown_and_a_slate_may_have_another_length(
+    client: TestClient, home: Path, stored: StoredPolicy
+) -> None:
+    body = {"loop": "shop", "user_id": "u", "slate_size": 7}
+    told = client.post("/recommend", json=body).json()
+    known = stored.description.vocabulary.item_ids
+    assert len(set(told["slate"])) == 7 and set(told["slate"]) <= set(known)
+    assert told["log_prob"] == pytest.approx(asked_again(stored, body, told["slate"]), abs=1e-4)
+    (row,) = logged(home, "recommendations")
+    (shared,) = logged(home, "candidate_lists")
+    assert row["candidates"] is None and row["candidates_digest"] == shared["candidates_digest"]
+    assert json.loads(shared["candidates"]) == list(known)
+
+
+def test_feedback_joins_its_recommendation_and_counts_once(client: TestClient, home: Path) -> None:
+    request_id = client.post("/recommend", json=BODY).json()["request_id"]
+    clicked = {"request_id": request_id, "clicked": [False, True, False, None]}
+    bought = {"request_id": request_id, "feedback_id": "order-7", "purchased": [False, True, False, False]}
+    for piece in (bought, clicked, clicked, bought):
+        answer = client.post("/feedback", json=piece)
+        assert (answer.status_code, answer.json()) == (200, {"request_id": request_id})
+    assert len(logged(home, "feedback")) == 2
+
+
+def test_the_same_key_gets_the_same_answer(client: TestClient, home: Path) -> None:
+    body = BODY | {"idempotency_key": "try-1"}
+    first, second = (client.post("/recommend", json=body).json() for _ in range(2))
+    assert first == second
+    assert len(logged(home, "recommendations")) == 1
+    other = client.post("/recommend", json=body | {"user_id": "user-2"})
+    assert other.status_code == 409
+    assert "idempotency_key: 'try-1' was used for another question" in other.json()["error"]
+
+
+def test_a_batch_is_answered_in_order_and_logged_whole(client: TestClient, home: Path, stored: StoredPolicy) -> None:
+    bodies = [BODY, {"loop": "shop", "user_id": "u", "candidates": ["item-0005"]}, BODY | {"past_requests": []}]
+    answer = client.post("/recommend/batch", json={"requests": bodies})
+    assert answer.status_code == 200, answer.text
+    told = answer.json()["responses"]
+    assert [len(one["slate"]) for one in told] == [4, 1, 4]
+    for body, one in zip(bodies, told, strict=True):
+        assert one["log_prob"] == pytest.approx(asked_again(stored, body, one["slate"]), abs=1e-4)
+    assert {row["request_id"] for row in logged(home, "recommendations")} == {one["request_id"] for one in told}
+
+
+def test_one_bad_request_refuses_its_batch_by_its_place(client: TestClient, home: Path) -> None:
+    answer = client.post("/recommend/batch", json={"requests": [BODY, BODY | {"context": {"colour": "red"}}]})
+    assert answer.status_code == 422
+    assert answer.json()["error"].startswith("requests.1.context: 'colour' is unknown")
+    assert logged(home, "recommendations") == []
+
+
+def test_pieces_of_a_feedback_batch_are_kept_or_refused_by_themselves(client: TestClient, home: Path) -> None:
+    request_id = client.post("/recommend", json=BODY).json()["request_id"]
+    pieces = [
+        {"request_id": "nobody", "left": True},
+        {"request_id": request_id, "left": True},
+        {"request_id": request_id, "clicked": [True]},
+    ]
+    told = client.post("/feedback/batch", json={"feedback": pieces}).json()
+    assert told["accepted"] == 1
+    assert [refusal["place"] for refusal in told["refused"]] == [0, 2]
+    assert len(logged(home, "feedback")) == 1
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
         ({"candidates": ["a", "b", "a"]}, "candidates name 'a' twice; expected distinct items"),
-        ({"candidates": []}, "at least 1 item"),
-        ({"candidates": [str(number) for number in range(1001)]}, "at most 1000 items"),
-        ({"surprise": 1}, "Extra inputs are not permitted"),
+        ({"candidates": []}, "candidates: Tuple should have at least 1 item"),
+        (
+            {"candidates": [str(number) for number in range(10_001)]},
+            "candidates: Tuple should have at most 10000 items",
+        ),
+        ({"candidates": ["a", ""]}, "candidates.1: String should have at least 1 character"),
+        ({"surprise": 1}, "surprise: Extra inputs are not permitted"),
         ({"loop": "another"}, "loop: 'another' is not served here; expected 'shop'"),
         ({"arm": "control"}, "arm: 'control' is not served; the arms are ['treatment']"),
         ({"context": {"colour": "red"}}, "context: 'colour' is unknown"),
         ({"past_requests": [{"slate": ["a"], "context": {"device": 1}}]}, "past_requests.0.context: 'device' is 1.0"),
         ({"past_requests": [{"slate": ["a"], "clicked": []}]}, "clicked has 0 values; expected 1"),
+        ({"user_id": "a\x00b"}, "user_id: String should match pattern"),
+        ({"slate_size": 0}, "slate_size: Input should be greater than or equal to 1"),
     ],
 )
-def test_a_bad_request_is_answered_with_400_and_a_sentence(
-    client: TestClient, change: dict[str, Any], words: str
+def test_a_bad_request_is_refused_with_its_field_and_nothing_is_logged(
+    client: TestClient, home: Path, change: dict[str, Any], words: str
 ) -> None:
     answer = client.post("/recommend", json=BODY | change)
-    assert answer.status_code == 400
-    assert words in answer.text
+    assert answer.status_code == 422
+    assert words in answer.json()["error"]
+    assert logged(home, "recommendations") == []
 
 
-async def ask(service: Any, **change: Any) -> str:
-    return str((await service.recommend(RecommendRequest(**(BODY | change)))).arm)
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"loop": NaN}'])
+def test_what_is_no_request_is_refused_without_a_trace(client: TestClient, body: bytes) -> None:
+    answer = client.post("/recommend", content=body)
+    assert answer.status_code == 422
+    assert set(answer.json()) == {"error"}
 
 
-def test_without_an_arm_the_champion_answers(stored: StoredPolicy) -> None:
-    policies = {arm: ServedPolicy(TAG, stored) for arm in ("challenger", "champion")}
-    service = Recommender.inner(policies=policies, seed=1)
-    assert asyncio.run(ask(service)) == "champion"
-    assert asyncio.run(ask(service, arm="challenger")) == "challenger"
+def test_a_body_that_is_too_large_is_refused_before_it_is_read(client: TestClient) -> None:
+    answer = client.post("/recommend", content=b" " * 2_000_001)
+    assert (answer.status_code, answer.json()["error"]) == (413, "body: is larger than 2000000 bytes")
+    chunks = (b" " * 500_000 for _ in range(200))
+    assert client.post("/feedback", content=chunks).status_code == 413
+
+
+def test_feedback_on_nothing_and_feedback_that_says_nothing_are_refused(client: TestClient) -> None:
+    unknown = client.post("/feedback", json={"request_id": "nobody", "left": True})
+    assert unknown.status_code == 404 and "'nobody' was never answered here" in unknown.json()["error"]
+    silent = client.post("/feedback", json={"request_id": "nobody"})
+    assert silent.status_code == 422 and "says nothing; expected clicked" in silent.json()["error"]
+
+
+def test_while_the_log_cannot_be_written_nothing_is_answered_and_afterwards_it_is(
+    client: TestClient, home: Path
+) -> None:
+    request_id = client.post("/recommend", json=BODY).json()["request_id"]
+    with sqlite3.connect(home / "interactions.db", isolation_level=None) as other:
+        other.execute("BEGIN IMMEDIATE")
+        refused = client.post("/recommend", json=BODY)
+        late = client.post("/feedback", json={"request_id": request_id, "left": True})
+        other.execute("ROLLBACK")
+    assert (refused.status_code, late.status_code) == (503, 503)
+    assert "the interaction log" in refused.json()["error"]
+    assert refused.headers["Retry-After"] == "1"
+    assert client.post("/recommend", json=BODY).status_code == 200
+    assert client.post("/feedback", json={"request_id": request_id, "left": True}).status_code == 200
+
+
+def test_it_may_be_told_to_answer_without_the_log_and_says_so(stored: StoredPolicy, home: Path) -> None:
+    recommender = service(stored, settings(home, serve_without_log=True, log_seconds=0.5), "champion")
+    with TestClient(build_api(lambda: recommender)) as client:
+        with sqlite3.connect(home / "interactions.db", isolation_level=None) as other:
+            other.execute("BEGIN IMMEDIATE")
+            told = client.post("/recommend", json=BODY).json()
+            other.execute("ROLLBACK")
+        assert told["logged"] is False and len(told["slate"]) == 4
+        assert client.post("/recommend", json=BODY).json()["logged"] is True
+    recommender.close()
+
+
+def test_without_an_arm_the_champion_answers(stored: StoredPolicy, home: Path) -> None:
+    recommender = service(stored, settings(home), "challenger", "champion")
+    with TestClient(build_api(lambda: recommender)) as client:
+        assert client.post("/recommend", json=BODY).json()["arm"] == "champion"
+        assert client.post("/recommend", json=BODY | {"arm": "challenger"}).json()["arm"] == "challenger"
+    recommender.close()
+
+
+def test_the_schema_names_every_body_and_every_answer(client: TestClient) -> None:
+    schema = client.get("/openapi.json").json()
+    assert sorted(schema["paths"]) == ["/feedback", "/feedback/batch", "/recommend", "/recommend/batch"]
+    for path in schema["paths"].values():
+        post = path["post"]
+        for content in (post["requestBody"], post["responses"]["200"], post["responses"]["422"]):
+            reference = content["content"]["application/json"]["schema"]["$ref"]
+            assert reference.removeprefix("#/components/schemas/") in schema["components"]["schemas"]
+    question = schema["components"]["schemas"]["RecommendRequest"]
+    assert question["example"]["loop"] == "shop"
+    assert client.post("/recommend", json=question["example"] | {"candidates": ["item-0001"]}).status_code == 200
+
+
+def test_the_imported_log_gives_the_policy_its_own_log_probs_back(
+    client: TestClient, home: Path, stored: StoredPolicy, tmp_path: Path
+) -> None:
+    """Sessions of three requests, each told of the ones before: what was logged is what the policy says of the log."""
+    for user in range(20):
+        past: list[dict[str, Any]] = []
+        for step in range(3):
+            body = BODY | {"user_id": f"user-{user}", "past_requests": past, "events": BODY["events"][: step % 2]}
+            told = client.post("/recommend", json=body).json()
+            clicked = [(user + step + place) % 3 == 0 for place in range(4)]
+            piece = {"request_id": told["request_id"], "clicked": clicked, "left": step == 2}
+            assert client.post("/feedback", json=piece).status_code == 200
+            past = [*past, {"slate": told["slate"], "clicked": clicked} | {k: body[k] for k in ("context", "events")}]
+    _let_two_hours_pass(home)
+    log = interaction_log.import_log(interaction_log.Config(), home / "interactions.db", tmp_path / "log", "shop")
+    batch = SessionReader(log, stored.description.vocabulary)
+    whole = next(batch.batches(100))
+    with torch.no_grad():
+        asked = stored.policy.log_prob(stored.policy.states(whole), whole.requests(), whole.slates.flatten(0, 1)).sum(1)
+    torch.testing.assert_close(asked.double()[whole.mask.flatten()], whole.log_probs[whole.mask], atol=1e-4, rtol=0)
+    assert log.manifest.n_requests == 60
+
+
+def _let_two_hours_pass(home: Path) -> None:
+    """One late request of another user closes the windows of all others."""
+    changes = {"request_id": "'later'", "user_id": "'later'", "shown_at": "shown_at + 2 * 3600000000"}
+    with sqlite3.connect(home / "interactions.db") as database:
+        columns = [row[1] for row in database.execute("PRAGMA table_info(recommendations)")]
+        values = ", ".join(changes.get(name, name) for name in columns)
+        database.execute(f"INSERT INTO recommendations SELECT {values} FROM recommendations LIMIT 1")
 
 
 def test_the_module_is_imported_without_a_model_store(tmp_path: Path) -> None:
@@ -106,13 +319,14 @@ def test_the_module_is_imported_without_a_model_store(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def address(policy_tag: str, bentoml_home: Path, tmp_path: Path) -> Iterator[str]:
+def address(policy_tag: str, bentoml_home: Path, tmp_path: Path, home: Path) -> Iterator[str]:
     """A Bento with the policy, served by a process of its own."""
-    with served(build_bento({"champion": policy_tag}), bentoml_home, tmp_path) as address:
+    variables = {"SLATELOOP_HOME": str(home)}
+    with served(build_bento({"champion": policy_tag}), bentoml_home, tmp_path, variables) as address:
         yield address
 
 
-def test_the_library_reproduces_the_log_prob_of_a_slate_served_from_its_bento(address: str, policy_tag: str) -> None:
+def test_a_served_bento_logs_what_it_shows_and_hears(address: str, policy_tag: str, home: Path) -> None:
     stored = load_model(policy_tag)
     for _ in range(3):
         answer = httpx.post(f"{address}/recommend", json=BODY, timeout=20)
@@ -120,9 +334,13 @@ def test_the_library_reproduces_the_log_prob_of_a_slate_served_from_its_bento(ad
         told = answer.json()
         assert (told["policy"], told["arm"]) == (policy_tag, "champion")
         assert told["log_prob"] == pytest.approx(asked_again(stored, BODY, told["slate"]), abs=1e-5)
+        piece = {"request_id": told["request_id"], "clicked": [True, False, False, False]}
+        assert httpx.post(f"{address}/feedback", json=piece, timeout=20).status_code == 200
     refused = httpx.post(f"{address}/recommend", json=BODY | {"arm": "nobody"}, timeout=20)
-    assert refused.status_code == 400
-    assert "the arms are ['champion']" in refused.text
+    assert refused.status_code == 422
+    assert "the arms are ['champion']" in refused.json()["error"]
+    assert len(logged(home, "recommendations")) == len(logged(home, "feedback")) == 3
+    assert httpx.get(f"{address}/openapi.json", timeout=20).json()["info"]["title"] == "Slateloop recommender"
 
 
 def test_the_same_arms_and_code_are_the_same_bento(policy_tag: str) -> None:

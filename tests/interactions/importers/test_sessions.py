@@ -40,7 +40,7 @@ def rows(log: Log, *columns: str) -> list[tuple[object, ...]]:
 
 
 def test_the_folder_offers_every_importer_under_the_name_of_its_source() -> None:
-    assert sorted(importers()) == ["movielens", "obd", "sessions", "table", "trivago"]
+    assert sorted(importers()) == ["log", "movielens", "obd", "sessions", "table", "trivago"]
 
 
 def test_a_view_becomes_a_row_whose_events_hold_its_item_and_the_last_one_leaves(tmp_path: Path) -> None:

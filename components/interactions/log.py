@@ -1,0 +1,370 @@
+"""The interaction log: what an endpoint showed and what it heard, in tables that are only ever added to.
+
+A recommendation is written before it is answered, with its candidates and its log_prob, so whatever was shown can be
+learned from. Feedback comes later, in any order and more than once; the importer `log` joins the two.
+
+Rows are written in groups, one transaction each. SQLite is in WAL mode with synchronous = NORMAL: a commit survives the
+end of the process, and a power cut may take the last ones. PostgreSQL keeps what it has committed.
+
+The schema's versions stand in `migrations/`; `upgrade` brings a database to the newest.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+from sqlalchemy.dialects import postgresql, sqlite
+
+from components.errors import InputError, SlateloopError
+
+metadata = sa.MetaData()
+#: Times are microseconds since 1970 in UTC, lists and structs JSON: the same in every database.
+RECOMMENDATIONS = sa.Table(
+    "recommendations",
+    metadata,
+    sa.Column("request_id", sa.String(64), primary_key=True),
+    sa.Column("loop", sa.String(64), nullable=False),
+    sa.Column("user_id", sa.String(64), nullable=False),
+    sa.Column("session_id", sa.Text),
+    sa.Column("shown_at", sa.BigInteger, nullable=False),
+    sa.Column("candidates", sa.Text),
+    sa.Column("candidates_digest", sa.String(64)),
+    sa.Column("slate", sa.Text, nullable=False),
+    sa.Column("log_probs", sa.Text, nullable=False),
+    sa.Column("events", sa.Text, nullable=False),
+    sa.Column("context", sa.Text, nullable=False),
+    sa.Column("policy", sa.Text, nullable=False),
+    sa.Column("arm", sa.String(64), nullable=False),
+    sa.Column("idempotency_key", sa.Text),
+    sa.Column("question", sa.String(64), nullable=False),
+    sa.UniqueConstraint("loop", "idempotency_key", name="one_answer_per_key"),
+    sa.Index("recommendations_by_time", "loop", "shown_at"),
+)
+CANDIDATE_LISTS = sa.Table(
+    "candidate_lists",
+    metadata,
+    sa.Column("candidates_digest", sa.String(64), primary_key=True),
+    sa.Column("candidates", sa.Text, nullable=False),
+)
+FEEDBACK = sa.Table(
+    "feedback",
+    metadata,
+    sa.Column("request_id", sa.String(64), primary_key=True),
+    sa.Column("feedback_id", sa.String(64), primary_key=True),
+    sa.Column("received_at", sa.BigInteger, nullable=False),
+    sa.Column("clicked", sa.Text),
+    sa.Column("purchased", sa.Text),
+    sa.Column("signals", sa.Text, nullable=False),
+    sa.Column("request_signals", sa.Text, nullable=False),
+    sa.Column("left", sa.Boolean, nullable=False),
+)
+MIGRATIONS = Path(__file__).parent / "migrations"
+#: Milliseconds for which SQLite waits for another writer, and seconds for which PostgreSQL may take to answer.
+BUSY_MILLISECONDS, CONNECT_SECONDS = 2_000, 2
+
+
+class LogUnavailableError(SlateloopError):
+    """The database cannot be reached or written; what was to be written is not."""
+
+
+class UnknownRequestError(InputError):
+    """Feedback names a request that is not in the log."""
+
+
+class KeyReusedError(InputError):
+    """An idempotency key comes with another question than before."""
+
+
+@dataclass(frozen=True)
+class Recommended:
+    """One recommendation, as it is logged."""
+
+    request_id: str
+    loop: str
+    user_id: str
+    """Keyed hash."""
+    session_id: str | None
+    shown_at: int
+    """Microseconds since 1970, UTC."""
+    candidates: tuple[str, ...]
+    catalog: bool
+    """Whether the candidates are a list that many requests share, which is kept once."""
+    slate: tuple[str, ...]
+    log_probs: tuple[float, ...]
+    events: tuple[Mapping[str, str], ...]
+    context: Mapping[str, str | float | None]
+    policy: str
+    arm: str
+    question: str
+    """Digest of what was asked: a key that is used again must come with the same question."""
+    idempotency_key: str | None = None
+
+
+@dataclass(frozen=True)
+class Heard:
+    """One piece of feedback, as it is logged."""
+
+    request_id: str
+    feedback_id: str
+    received_at: int
+    """Microseconds since 1970, UTC."""
+    clicked: tuple[bool | None, ...] | None = None
+    purchased: tuple[bool | None, ...] | None = None
+    signals: Mapping[str, tuple[float | None, ...]] = field(default_factory=dict)
+    """Per position."""
+    request_signals: Mapping[str, float] = field(default_factory=dict)
+    left: bool = False
+    """Whether the user is known to have left after this request."""
+
+    def lengths(self) -> dict[str, int]:
+        """Positions of each list of answers."""
+        answers = {"clicked": self.clicked, "purchased": self.purchased}
+        lengths = {name: len(values) for name, values in answers.items() if values is not None}
+        return lengths | {f"signals.{name}": len(values) for name, values in self.signals.items()}
+
+
+class InteractionLog:
+    """The tables behind a URL of SQLAlchemy's: `sqlite:///FILE` or `postgresql+psycopg://...`."""
+
+    def __init__(self, url: str) -> None:
+        try:
+            parsed = sa.engine.make_url(url)
+            options: dict[str, Any] = {}
+            if parsed.get_backend_name() == "postgresql":
+                options = {"pool_pre_ping": True, "connect_args": {"connect_timeout": CONNECT_SECONDS}}
+            self.engine = sa.create_engine(parsed, **options)
+        except (sa.exc.ArgumentError, sa.exc.NoSuchModuleError, ModuleNotFoundError) as error:
+            raise InputError(
+                f"database {_shown(url)}: {error}; expected sqlite:///FILE or postgresql+psycopg://..."
+            ) from None
+        if self.engine.dialect.name not in ("sqlite", "postgresql"):
+            raise InputError(f"database {_shown(url)}: expected sqlite:///FILE or postgresql+psycopg://...")
+        if self.engine.dialect.name == "sqlite":
+            sa.event.listen(self.engine, "connect", _prepare_sqlite)
+            sa.event.listen(self.engine, "begin", _begin_sqlite)
+
+    def upgrade(self) -> None:
+        """Bring the schema to its newest version; a database without tables gets them.
+
+        Raises:
+            LogUnavailableError: the database cannot be reached or written.
+        """
+        if self.engine.dialect.name == "sqlite" and self.engine.url.database:
+            Path(self.engine.url.database).parent.mkdir(parents=True, exist_ok=True)
+        with self._available(), self.engine.begin() as connection:
+            if self.engine.dialect.name == "postgresql":
+                # Workers that start together take turns.
+                connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7345110)")
+            config = Config()
+            config.set_main_option("script_location", str(MIGRATIONS))
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+
+    def write(
+        self, recommended: Sequence[Recommended], heard: Sequence[Heard] = ()
+    ) -> tuple[list[Recommended | InputError], list[InputError | None]]:
+        """Write a group in one transaction: all of it is kept, or none.
+
+        Returns:
+            For each recommendation the one that stands: itself, or what an earlier request with its idempotency key was
+            answered; an error where that request asked something else. For each feedback an error where it fits no
+            recommendation. Feedback that is known already is accepted again.
+
+        Raises:
+            LogUnavailableError: the database cannot be reached or written.
+        """
+        with self._available(), self.engine.begin() as connection:
+            standing = self._write_recommendations(connection, recommended)
+            return standing, self._write_feedback(connection, heard)
+
+    def state(self, loop: str, until: datetime | None = None) -> str:
+        """How far a loop's log has come: two logs of one database with the same state hold the same rows.
+
+        Args:
+            loop: name of the loop.
+            until: what came later does not count.
+
+        Raises:
+            LogUnavailableError: the database cannot be reached, or holds no interaction log.
+        """
+        end = 2**62 if until is None else round(until.timestamp() * 1e6)
+        shown, heard = RECOMMENDATIONS.c, FEEDBACK.c
+        asked = sa.select(sa.func.count(), sa.func.max(shown.shown_at)).where(shown.loop == loop, shown.shown_at <= end)
+        told = (
+            sa.select(sa.func.count(), sa.func.max(heard.received_at))
+            .join_from(FEEDBACK, RECOMMENDATIONS, shown.request_id == heard.request_id)
+            .where(shown.loop == loop, heard.received_at <= end)
+        )
+        with self.reading() as connection:
+            return _json([list(connection.execute(rows).one()) for rows in (asked, told)])
+
+    @contextmanager
+    def reading(self) -> Iterator[sa.Connection]:
+        """A connection that sees one state of the log, and keeps nobody from writing.
+
+        Raises:
+            LogUnavailableError: the database cannot be reached.
+        """
+        options = {"reads": True} if self.engine.dialect.name == "sqlite" else {"isolation_level": "REPEATABLE READ"}
+        with self._available(), self.engine.connect().execution_options(**options) as connection:
+            yield connection
+
+    def _write_recommendations(
+        self, connection: sa.Connection, recommended: Sequence[Recommended]
+    ) -> list[Recommended | InputError]:
+        if not recommended:
+            return []
+        lists = {_digest(one.candidates): one.candidates for one in recommended if one.catalog}
+        if lists:
+            # In one order in every process, so that no two wait for each other.
+            rows = [{"candidates_digest": digest, "candidates": _json(lists[digest])} for digest in sorted(lists)]
+            connection.execute(self._insert(CANDIDATE_LISTS), rows)
+        connection.execute(self._insert(RECOMMENDATIONS), [_row(one) for one in recommended])
+        keyed = [one for one in recommended if one.idempotency_key is not None]
+        if not keyed:
+            return list(recommended)
+        names = sa.tuple_(RECOMMENDATIONS.c.loop, RECOMMENDATIONS.c.idempotency_key)
+        found = sa.select(RECOMMENDATIONS).where(names.in_([(one.loop, one.idempotency_key) for one in keyed]))
+        first = {(row.loop, row.idempotency_key): row for row in connection.execute(found)}
+        return [
+            one if one.idempotency_key is None else _standing(one, first[one.loop, one.idempotency_key])
+            for one in recommended
+        ]
+
+    def _write_feedback(self, connection: sa.Connection, heard: Sequence[Heard]) -> list[InputError | None]:
+        if not heard:
+            return []
+        columns = RECOMMENDATIONS.c
+        asked = sa.select(columns.request_id, columns.slate).where(
+            columns.request_id.in_({one.request_id for one in heard})
+        )
+        sizes = {row.request_id: len(json.loads(row.slate)) for row in connection.execute(asked)}
+        errors = [_misfit(one, sizes.get(one.request_id)) for one in heard]
+        rows = [
+            {
+                "request_id": one.request_id,
+                "feedback_id": one.feedback_id,
+                "received_at": one.received_at,
+                "clicked": _json_or_null(one.clicked),
+                "purchased": _json_or_null(one.purchased),
+                "signals": _json(one.signals),
+                "request_signals": _json(one.request_signals),
+                "left": one.left,
+            }
+            for one, error in zip(heard, errors, strict=True)
+            if error is None
+        ]
+        if rows:
+            connection.execute(self._insert(FEEDBACK), rows)
+        return errors
+
+    def _insert(self, table: sa.Table) -> sa.Insert:
+        """An insert that leaves rows alone which are there already."""
+        dialect = postgresql if self.engine.dialect.name == "postgresql" else sqlite
+        return dialect.insert(table).on_conflict_do_nothing()
+
+    @contextmanager
+    def _available(self) -> Iterator[None]:
+        try:
+            yield
+        except (sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.InternalError, sa.exc.TimeoutError) as error:
+            cause = str(getattr(error, "orig", None) or error).strip().splitlines()
+            raise LogUnavailableError(f"the interaction log is not available: {cause[0] if cause else error}") from None
+
+
+def _prepare_sqlite(connection: Any, record: object) -> None:
+    # The driver's own transactions begin too late for readers to be kept out; ours begin with BEGIN IMMEDIATE.
+    connection.isolation_level = None
+    cursor = connection.cursor()
+    for pragma in ("journal_mode = WAL", "synchronous = NORMAL", f"busy_timeout = {BUSY_MILLISECONDS}"):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _begin_sqlite(connection: sa.Connection) -> None:
+    reads = connection.get_execution_options().get("reads", False)
+    connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
+
+
+def _row(one: Recommended) -> dict[str, Any]:
+    return {
+        "request_id": one.request_id,
+        "loop": one.loop,
+        "user_id": one.user_id,
+        "session_id": one.session_id,
+        "shown_at": one.shown_at,
+        "candidates": None if one.catalog else _json(one.candidates),
+        "candidates_digest": _digest(one.candidates) if one.catalog else None,
+        "slate": _json(one.slate),
+        "log_probs": _json(one.log_probs),
+        "events": _json(one.events),
+        "context": _json(one.context),
+        "policy": one.policy,
+        "arm": one.arm,
+        "idempotency_key": one.idempotency_key,
+        "question": one.question,
+    }
+
+
+def _standing(one: Recommended, row: Any) -> Recommended | InputError:
+    """What was answered first under this one's key."""
+    if row.request_id == one.request_id:
+        return one
+    if row.question != one.question:
+        return KeyReusedError(
+            f"idempotency_key: {one.idempotency_key!r} was used for another question; expected a key of its own"
+        )
+    return Recommended(
+        request_id=row.request_id,
+        loop=row.loop,
+        user_id=row.user_id,
+        session_id=row.session_id,
+        shown_at=row.shown_at,
+        candidates=one.candidates,
+        catalog=one.catalog,
+        slate=tuple(json.loads(row.slate)),
+        log_probs=tuple(json.loads(row.log_probs)),
+        events=one.events,
+        context=one.context,
+        policy=row.policy,
+        arm=row.arm,
+        question=row.question,
+        idempotency_key=row.idempotency_key,
+    )
+
+
+def _misfit(one: Heard, slate_size: int | None) -> InputError | None:
+    if slate_size is None:
+        return UnknownRequestError(f"request_id: {one.request_id!r} was never answered here, or was deleted")
+    for name, length in one.lengths().items():
+        if length != slate_size:
+            return InputError(f"{name}: has {length} values; expected {slate_size}, one per slate position")
+    return None
+
+
+def _digest(candidates: tuple[str, ...]) -> str:
+    return hashlib.sha256(_json(candidates).encode()).hexdigest()
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def _json_or_null(value: object) -> str | None:
+    return None if value is None else _json(value)
+
+
+def _shown(url: str) -> str:
+    """The URL without a password."""
+    try:
+        return sa.engine.make_url(url).render_as_string(hide_password=True)
+    except sa.exc.ArgumentError:
+        return "(unreadable)"

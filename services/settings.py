@@ -1,0 +1,73 @@
+"""What the endpoint reads from its environment, once, when a worker starts."""
+
+import os
+import secrets
+from pathlib import Path
+from typing import Self
+
+from pydantic import Field, SecretStr, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from components.errors import InputError
+
+USER_KEY_BYTES = 32
+
+
+class ServiceSettings(BaseSettings):
+    """Settings of the endpoint; each can be set as an environment variable SLATELOOP_NAME."""
+
+    model_config = SettingsConfigDict(env_prefix="SLATELOOP_", frozen=True, extra="ignore")
+
+    home: Path = Field(default=Path(".slateloop"), description="Folder of the interaction log and of the users' key.")
+    database: str = Field(
+        default="", description="URL of the interaction log; empty: interactions.db, an SQLite file in `home`."
+    )
+    user_key: SecretStr | None = Field(
+        default=None,
+        min_length=16,
+        description="Key of the hash under which user ids are stored; without it one is made in `home` and kept there.",
+    )
+    serve_without_log: bool = Field(
+        default=False, description="Answer, with logged: false, while the interaction log cannot be written; else 503."
+    )
+    log_seconds: float = Field(
+        default=5.0, gt=0, le=60, description="Longest wait for the interaction log before a request is refused."
+    )
+    log_queue: int = Field(
+        default=2_000, ge=1, le=1_000_000, description="Rows that may wait for the log before requests are refused."
+    )
+    max_body: int = Field(
+        default=2_000_000, ge=1_000, le=100_000_000, description="Largest body of a request in bytes."
+    )
+
+    @model_validator(mode="after")
+    def _database_in_home(self) -> Self:
+        if not self.database:
+            # Workers have another working folder than the command that starts them.
+            object.__setattr__(self, "database", f"sqlite:///{self.home.resolve() / 'interactions.db'}")
+        return self
+
+    def user_hash_key(self) -> bytes:
+        """The key of users' hashes: the one that is set, or the one in `home`, which is made where there is none.
+
+        Raises:
+            InputError: the key in `home` cannot be made or read.
+        """
+        if self.user_key is not None:
+            return self.user_key.get_secret_value().encode()
+        file = self.home / "user.key"
+        try:
+            self.home.mkdir(parents=True, exist_ok=True)
+            staging = file.with_suffix(f".{secrets.token_hex(4)}.tmp")
+            with os.fdopen(os.open(staging, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as out:
+                out.write(secrets.token_hex(USER_KEY_BYTES))
+            try:
+                # Unlike a rename, a link leaves the key alone that another worker made first.
+                os.link(staging, file)
+            except FileExistsError:
+                pass
+            finally:
+                staging.unlink()
+            return file.read_text().encode()
+        except OSError as error:
+            raise InputError(f"{file}: the key of users' hashes cannot be kept: {error.strerror}") from None

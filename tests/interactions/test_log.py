@@ -1,0 +1,154 @@
+import sqlite3
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+
+from components.errors import InputError
+from components.interactions.log import (
+    FEEDBACK,
+    RECOMMENDATIONS,
+    Heard,
+    InteractionLog,
+    KeyReusedError,
+    LogUnavailableError,
+    Recommended,
+    UnknownRequestError,
+    metadata,
+)
+
+SHOWN = Recommended(
+    request_id="r1",
+    loop="shop",
+    user_id="u1",
+    session_id=None,
+    shown_at=1_000_000,
+    candidates=("a", "b", "c"),
+    catalog=False,
+    slate=("b", "a"),
+    log_probs=(-0.5, -0.25),
+    events=(),
+    context={"device": "phone"},
+    policy="p:1",
+    arm="champion",
+    question="q1",
+)
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> InteractionLog:
+    log = InteractionLog(f"sqlite:///{tmp_path / 'deep' / 'interactions.db'}")
+    log.upgrade()
+    return log
+
+
+def rows(log: InteractionLog, table: sa.Table) -> list[dict[str, object]]:
+    with log.reading() as connection:
+        return [dict(row._mapping) for row in connection.execute(sa.select(table))]
+
+
+def test_the_migrations_make_the_tables_that_the_code_names(log: InteractionLog) -> None:
+    log.upgrade()  # a second worker starts
+    with log.reading() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+
+
+def test_what_is_written_is_there_for_another_process(log: InteractionLog) -> None:
+    assert log.write([SHOWN], [Heard("r1", "f1", 2_000_000, clicked=(True, None))]) == ([SHOWN], [None])
+    again = InteractionLog(str(log.engine.url))
+    (shown,) = rows(again, RECOMMENDATIONS)
+    assert (shown["slate"], shown["log_probs"], shown["candidates"]) == ('["b","a"]', "[-0.5,-0.25]", '["a","b","c"]')
+    (heard,) = rows(again, FEEDBACK)
+    assert (heard["clicked"], heard["purchased"], heard["left"]) == ("[true,null]", None, False)
+
+
+def test_candidates_that_requests_share_are_kept_once(log: InteractionLog) -> None:
+    shared = [replace(SHOWN, request_id=f"r{number}", catalog=True) for number in range(3)]
+    log.write(shared[:2])
+    log.write(shared[2:])
+    assert {(row["candidates"], row["candidates_digest"]) for row in rows(log, RECOMMENDATIONS)} == {
+        (None, rows(log, metadata.tables["candidate_lists"])[0]["candidates_digest"])
+    }
+    assert [row["candidates"] for row in rows(log, metadata.tables["candidate_lists"])] == ['["a","b","c"]']
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_a_key_that_comes_again_gets_the_first_answer(log: InteractionLog, together: bool) -> None:
+    first = replace(SHOWN, idempotency_key="k")
+    second = replace(first, request_id="r2", slate=("c", "a"))
+    if together:
+        standing, _ = log.write([first, second])
+    else:
+        standing = log.write([first])[0] + log.write([second])[0]
+    assert standing == [first, first]
+    assert len(rows(log, RECOMMENDATIONS)) == 1
+
+
+def test_a_key_with_another_question_is_refused_and_one_of_another_loop_is_not(log: InteractionLog) -> None:
+    first = replace(SHOWN, idempotency_key="k")
+    other_question = replace(first, request_id="r2", question="q2")
+    other_loop = replace(first, request_id="r3", loop="news")
+    (one, two, three), _ = log.write([first, other_question, other_loop])
+    assert (one, three) == (first, other_loop)
+    assert isinstance(two, KeyReusedError) and "'k' was used for another question" in str(two)
+
+
+def test_feedback_is_kept_once_however_often_it_comes(log: InteractionLog) -> None:
+    log.write([SHOWN])
+    piece = Heard("r1", "f1", 2_000_000, clicked=(True, False))
+    for _ in range(2):
+        assert log.write([], [piece, piece]) == ([], [None, None])
+    assert len(rows(log, FEEDBACK)) == 1
+
+
+def test_feedback_that_fits_no_slate_is_refused_by_itself(log: InteractionLog) -> None:
+    pieces = [
+        Heard("r1", "good", 2, clicked=(True, False)),
+        Heard("nobody", "x", 2, left=True),
+        Heard("r1", "long", 2, purchased=(True, False, True)),
+        Heard("r1", "short", 2, signals={"watch_time": (1.0,)}),
+    ]
+    _, (good, unknown, long, short) = log.write([SHOWN], pieces)
+    assert good is None
+    assert isinstance(unknown, UnknownRequestError) and "'nobody' was never answered here" in str(unknown)
+    assert str(long) == "purchased: has 3 values; expected 2, one per slate position"
+    assert str(short) == "signals.watch_time: has 1 values; expected 2, one per slate position"
+    assert [row["feedback_id"] for row in rows(log, FEEDBACK)] == ["good"]
+
+
+def test_ids_are_text_whatever_they_look_like(log: InteractionLog) -> None:
+    nasty = "'; DROP TABLE recommendations; --"
+    log.write([replace(SHOWN, session_id=nasty, slate=(nasty, "a"))], [Heard("r1", nasty, 2, left=True)])
+    (shown,) = rows(log, RECOMMENDATIONS)
+    assert shown["session_id"] == nasty
+    assert rows(log, FEEDBACK)[0]["feedback_id"] == nasty
+
+
+def test_while_another_writer_holds_the_database_nothing_is_written_and_afterwards_it_is(log: InteractionLog) -> None:
+    with sqlite3.connect(str(log.engine.url.database), isolation_level=None) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(LogUnavailableError, match="is not available: database is locked"):
+            log.write([SHOWN])
+        other.execute("ROLLBACK")
+    assert log.write([SHOWN]) == ([SHOWN], [])
+    assert len(rows(log, RECOMMENDATIONS)) == 1
+
+
+def test_a_group_is_written_whole_or_not_at_all(log: InteractionLog) -> None:
+    with log.engine.begin() as connection:
+        connection.exec_driver_sql(
+            "CREATE TRIGGER full BEFORE INSERT ON feedback BEGIN SELECT RAISE(ABORT, 'the disk is full'); END"
+        )
+    with pytest.raises((LogUnavailableError, sa.exc.IntegrityError)):
+        log.write([SHOWN], [Heard("r1", "f1", 2, left=True)])
+    assert rows(log, RECOMMENDATIONS) == []
+
+
+@pytest.mark.parametrize("url", ["mysql://root:secret@db/log", "nonsense", "oracle://x"])
+def test_a_database_of_another_kind_is_refused_without_its_password(url: str) -> None:
+    with pytest.raises(InputError, match=r"expected sqlite:///FILE or postgresql\+psycopg") as refused:
+        InteractionLog(url)
+    assert "secret" not in str(refused.value)
