@@ -27,12 +27,17 @@ def asked_again(stored: StoredPolicy, body: dict[str, Any], slate: list[str]) ->
     return float(plackett_luce.log_prob(live.logits([session]), places).double().sum())
 
 
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 @contextmanager
 def served(bento: str, bentoml_home: Path, folder: Path, variables: Mapping[str, str] | None = None) -> Iterator[str]:
     """Serve a Bento of a store; yields its address, and ends the server."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     output = (folder / "server.txt").open("w+")
     server = subprocess.Popen(
         [sys.executable, "-m", "bentoml", "serve", bento, "--host", "127.0.0.1", "--port", str(port)],
