@@ -58,7 +58,9 @@ def build_api(endpoint: Callable[[], Endpoint]) -> FastAPI:
         async def handle(request: Request) -> Response:
             asked = endpoint()
             try:
-                return _json(await act(asked, body.model_validate_json(await _read(request, asked.max_body))), 200)
+                return _json(
+                    await act(asked, body.model_validate_json(await _read(request, asked.max_body), strict=True)), 200
+                )
             except ValidationError as error:
                 return _problem(422, "; ".join(_sentences(error)))
             except _TooLargeError as error:

@@ -37,7 +37,10 @@ class RecommendRequest(LiveSession):
         default=None, description="The user's visit; without it a pause in the user's requests ends one."
     )
     arm: str | None = Field(
-        default=None, max_length=64, description="Policy to ask, by its arm; the champion, or the only one, without it."
+        default=None,
+        min_length=1,
+        max_length=64,
+        description="Policy to ask, by its arm; the champion, or the only one, without it.",
     )
     idempotency_key: Id | None = Field(
         default=None, description="The same key with the same question gets the same answer, and is logged once."

@@ -1,6 +1,7 @@
-"""One torch thread for all tests, and two small logs that they share: a simulated shop's, and one written by hand."""
+"""What tests share: one torch thread, a simulated shop's log and one written by hand, and a PostgreSQL server."""
 
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import polars as pl
 import pytest
 import torch
+from postgresql_server import PostgreSql
 
 from components.environments.storefront import Config, Storefront, write_storefront_log
 from components.interactions.contract import CANDIDATE_SCHEMA, Evidence, Feature, Manifest, RatioAssumption, Reward
@@ -146,3 +148,13 @@ def write_corner(
 @pytest.fixture
 def corner_log(write_corner: Callable[..., Log], corner_rows: pl.DataFrame) -> Log:
     return write_corner(corner_rows)
+
+
+@pytest.fixture(scope="session")
+def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgreSql]:
+    """A PostgreSQL server."""
+    if missing := [name for name in ("initdb", "pg_ctl", "psql") if shutil.which(name) is None]:
+        pytest.skip(f"PostgreSQL is not installed: no {missing[0]} on the PATH")
+    server = PostgreSql(tmp_path_factory.mktemp("postgresql"))
+    yield server
+    server.stop("immediate")

@@ -24,10 +24,15 @@ class PostgreSql:
             shutil.chown(folder, "postgres", "postgres")
         self._run("initdb", "-D", str(self.data), "-U", "slateloop", "--auth=trust", "--no-sync")
         self.start()
-        self._run(
-            "psql", "-h", "127.0.0.1", "-p", str(self.port), "-U", "slateloop", "-c", "CREATE DATABASE log", "postgres"
-        )
-        self.url = f"postgresql+psycopg://slateloop@127.0.0.1:{self.port}/log"
+        self._n_databases = 0
+
+    def new_database(self) -> str:
+        """The URL of an empty database."""
+        self._n_databases += 1
+        name = f"log{self._n_databases}"
+        address = ("-h", "127.0.0.1", "-p", str(self.port), "-U", "slateloop")
+        self._run("psql", *address, "-c", f"CREATE DATABASE {name}", "postgres")
+        return f"postgresql+psycopg://slateloop@127.0.0.1:{self.port}/{name}"
 
     def start(self) -> None:
         """Start the server and wait until it answers."""

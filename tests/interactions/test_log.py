@@ -1,4 +1,5 @@
 import sqlite3
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -38,9 +39,20 @@ SHOWN = Recommended(
 )
 
 
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.services)])
+def log(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[InteractionLog]:
+    url = f"sqlite:///{tmp_path / 'deep' / 'interactions.db'}"
+    if request.param == "postgresql":
+        url = request.getfixturevalue("postgresql").new_database()
+    log = InteractionLog(url)
+    log.upgrade()
+    yield log
+    log.engine.dispose()
+
+
 @pytest.fixture
-def log(tmp_path: Path) -> InteractionLog:
-    log = InteractionLog(f"sqlite:///{tmp_path / 'deep' / 'interactions.db'}")
+def sqlite_log(tmp_path: Path) -> InteractionLog:
+    log = InteractionLog(f"sqlite:///{tmp_path / 'interactions.db'}")
     log.upgrade()
     return log
 
@@ -58,7 +70,7 @@ def test_the_migrations_make_the_tables_that_the_code_names(log: InteractionLog)
 
 def test_what_is_written_is_there_for_another_process(log: InteractionLog) -> None:
     assert log.write([SHOWN], [Heard("r1", "f1", 2_000_000, clicked=(True, None))]) == ([SHOWN], [None])
-    again = InteractionLog(str(log.engine.url))
+    again = InteractionLog(log.engine.url.render_as_string(hide_password=False))
     (shown,) = rows(again, RECOMMENDATIONS)
     assert (shown["slate"], shown["log_probs"], shown["candidates"]) == ('["b","a"]', "[-0.5,-0.25]", '["a","b","c"]')
     (heard,) = rows(again, FEEDBACK)
@@ -127,24 +139,26 @@ def test_ids_are_text_whatever_they_look_like(log: InteractionLog) -> None:
     assert rows(log, FEEDBACK)[0]["feedback_id"] == nasty
 
 
-def test_while_another_writer_holds_the_database_nothing_is_written_and_afterwards_it_is(log: InteractionLog) -> None:
-    with sqlite3.connect(str(log.engine.url.database), isolation_level=None) as other:
+def test_while_another_writer_holds_the_database_nothing_is_written_and_afterwards_it_is(
+    sqlite_log: InteractionLog,
+) -> None:
+    with sqlite3.connect(str(sqlite_log.engine.url.database), isolation_level=None) as other:
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(LogUnavailableError, match="is not available: database is locked"):
-            log.write([SHOWN])
+            sqlite_log.write([SHOWN])
         other.execute("ROLLBACK")
-    assert log.write([SHOWN]) == ([SHOWN], [])
-    assert len(rows(log, RECOMMENDATIONS)) == 1
+    assert sqlite_log.write([SHOWN]) == ([SHOWN], [])
+    assert len(rows(sqlite_log, RECOMMENDATIONS)) == 1
 
 
-def test_a_group_is_written_whole_or_not_at_all(log: InteractionLog) -> None:
-    with log.engine.begin() as connection:
+def test_a_group_is_written_whole_or_not_at_all(sqlite_log: InteractionLog) -> None:
+    with sqlite_log.engine.begin() as connection:
         connection.exec_driver_sql(
             "CREATE TRIGGER full BEFORE INSERT ON feedback BEGIN SELECT RAISE(ABORT, 'the disk is full'); END"
         )
     with pytest.raises((LogUnavailableError, sa.exc.IntegrityError)):
-        log.write([SHOWN], [Heard("r1", "f1", 2, left=True)])
-    assert rows(log, RECOMMENDATIONS) == []
+        sqlite_log.write([SHOWN], [Heard("r1", "f1", 2, left=True)])
+    assert rows(sqlite_log, RECOMMENDATIONS) == []
 
 
 @pytest.mark.parametrize("url", ["mysql://root:secret@db/log", "nonsense", "oracle://x"])

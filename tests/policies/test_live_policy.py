@@ -1,9 +1,12 @@
+from collections import Counter
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 import torch
 from pydantic import ValidationError
+from scipy import stats
 
 from components.errors import InputError
 from components.interactions.batching import read_sessions
@@ -32,6 +35,10 @@ MANIFEST = Manifest(
 @pytest.fixture(scope="module")
 def policy() -> LivePolicy:
     """A policy with random weights over ten items."""
+    return a_policy(spread=0.5)
+
+
+def a_policy(spread: float) -> LivePolicy:
     vocabulary = Vocabulary(
         item_ids=tuple(f"item-{number}" for number in range(10)),
         item_counts=(5,) * 10,
@@ -47,7 +54,7 @@ def policy() -> LivePolicy:
         torch.manual_seed(0)
         policy = NeuralSlatePolicy(RequestFeatures(SessionEncoder(shape)), slate_size=3)
         for parameter in policy.parameters():
-            torch.nn.init.normal_(parameter.data, std=0.5)
+            torch.nn.init.normal_(parameter.data, std=spread)
     description = PolicyDescription(name="v1", loop="shop", shape=shape_of(policy), vocabulary=vocabulary)
     return LivePolicy(StoredPolicy(description, policy.eval()))
 
@@ -118,6 +125,43 @@ def test_a_recommendation_has_the_log_prob_that_the_policy_gives_its_slate(polic
     expected = plackett_luce.log_prob(policy.logits([session]), places)
     assert chosen.log_probs == pytest.approx(expected[0].tolist(), abs=1e-5)
     assert chosen.log_prob == pytest.approx(float(expected.sum()), abs=1e-5)
+
+
+def test_slates_are_as_frequent_as_their_logged_probability() -> None:
+    """All 20 ordered slates of 2 out of 5 items, in 100,000 recommendations of one session."""
+    policy = a_policy(spread=0.25)
+    session = LiveSession(candidates=("item-1", "item-4", "item-7", "new-a", "item-9"), slate_size=2)
+    generator = torch.Generator().manual_seed(0)
+    counts: Counter[tuple[str, ...]] = Counter()
+    log_probs: dict[tuple[str, ...], float] = {}
+    for _ in range(100):
+        for chosen in policy.recommend([session] * 1_000, generator):
+            counts[chosen.slate] += 1
+            assert log_probs.setdefault(chosen.slate, chosen.log_prob) == pytest.approx(chosen.log_prob, abs=1e-5)
+    assert len(counts) == 20
+    expected = np.exp([log_probs[slate] for slate in counts])
+    assert expected.sum() == pytest.approx(1.0, abs=1e-5)
+    assert expected.min() < 0.5 * expected.max()  # it is not the uniform policy that is tested
+    assert stats.chisquare(list(counts.values()), 100_000 * expected / expected.sum()).pvalue > 0.001
+
+
+def test_sessions_that_are_answered_together_are_answered_as_alone(policy: LivePolicy) -> None:
+    sessions = [live(logged_session()[: step + 1]) for step in range(3)] + [LiveSession(candidates=("item-2", "new"))]
+    together = policy.logits(sessions)
+    for row, session in enumerate(sessions):
+        alone = policy.logits([session])[0]
+        torch.testing.assert_close(together[row, : len(alone)], alone)
+        assert bool(together[row, len(alone) :].isinf().all())
+
+
+def test_without_candidates_all_known_items_may_be_shown_unless_they_are_too_many(
+    policy: LivePolicy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (chosen,) = policy.recommend([LiveSession(slate_size=10)], torch.Generator().manual_seed(0))
+    assert sorted(chosen.slate) == sorted(policy.description.vocabulary.item_ids)
+    monkeypatch.setattr("components.policies.live_policy.MAX_CANDIDATES", 9)
+    with pytest.raises(InputError, match="candidates: the policy knows 10 items; name the ones that may be shown"):
+        policy.check(LiveSession())
 
 
 def test_the_same_seed_recommends_the_same_slates(policy: LivePolicy) -> None:

@@ -1,13 +1,10 @@
-"""A tiny policy in a model store of the tests' own, and a PostgreSQL server."""
+"""A tiny policy in a model store of the tests' own."""
 
 import os
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from postgresql_server import PostgreSql
 
 from components.interactions.batching import SessionReader
 from components.interactions.covisitation import count_covisitation
@@ -69,13 +66,3 @@ def policy_tag(policy_folder: Path, bentoml_home: Path) -> str:
     from services.policy_store import save_model
 
     return save_model(policy_folder, name="shop-policy", lineage={"seed": 3}, decision={"verdict": "canary"})
-
-
-@pytest.fixture(scope="session")
-def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgreSql]:
-    """A PostgreSQL server."""
-    if missing := [name for name in ("initdb", "pg_ctl", "psql") if shutil.which(name) is None]:
-        pytest.skip(f"PostgreSQL is not installed: no {missing[0]} on the PATH")
-    server = PostgreSql(tmp_path_factory.mktemp("postgresql"))
-    yield server
-    server.stop("immediate")

@@ -124,7 +124,7 @@ def test_a_stopped_database_refuses_clearly_and_its_return_needs_no_restart(
     policy_tag: str, homes: tuple[Path, Path, Path], postgresql: PostgreSql
 ) -> None:
     bentoml_home, folder, home = homes
-    variables = {"SLATELOOP_HOME": str(home), "SLATELOOP_DATABASE": postgresql.url}
+    variables = {"SLATELOOP_HOME": str(home), "SLATELOOP_DATABASE": postgresql.new_database()}
     with served(build_bento({"champion": policy_tag}), bentoml_home, folder, variables) as address:
 
         def ask() -> Any:
