@@ -1,12 +1,14 @@
-"""The endpoint's HTTP: an ASGI app that BentoML mounts, since its own API layer costs more than the policy does."""
+"""The endpoint's HTTP: an ASGI app that BentoML mounts, since its own API layer costs as much as the policy does."""
 
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol, TypeVar
 
-from fastapi import FastAPI, Request, Response
-from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel, ValidationError
 from pydantic.json_schema import models_json_schema
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
 
 from components.errors import InputError
 from components.interactions.log import KeyReusedError, LogUnavailableError, UnknownRequestError
@@ -41,14 +43,14 @@ class Endpoint(Protocol):
     async def feedback_batch(self, request: FeedbackBatchRequest) -> FeedbackBatchResponse: ...  # noqa: D102
 
 
-def build_api(endpoint: Callable[[], Endpoint]) -> FastAPI:
+def build_api(endpoint: Callable[[], Endpoint]) -> Starlette:
     """The app.
 
     Args:
         endpoint: gives the one that answers, which may exist only once requests come.
     """
-    app = FastAPI(title="Slateloop recommender", docs_url=None, redoc_url=None)
     models: dict[str, tuple[type[BaseModel], type[BaseModel]]] = {}
+    routes: list[Route] = []
 
     def post(
         path: str, body: type[In], answer: type[BaseModel], act: Callable[[Endpoint, In], Awaitable[BaseModel]]
@@ -74,7 +76,7 @@ def build_api(endpoint: Callable[[], Endpoint]) -> FastAPI:
             except LogUnavailableError as error:
                 return _problem(503, str(error))
 
-        app.add_api_route(path, handle, methods=["POST"], name=path.strip("/").replace("/", "_"), summary=body.__doc__)
+        routes.append(Route(path, handle, methods=["POST"]))
 
     post("/recommend", RecommendRequest, RecommendResponse, lambda asked, body: asked.recommend(body))
     post(
@@ -85,8 +87,12 @@ def build_api(endpoint: Callable[[], Endpoint]) -> FastAPI:
     )
     post("/feedback", Feedback, FeedbackResponse, lambda asked, body: asked.feedback(body))
     post("/feedback/batch", FeedbackBatchRequest, FeedbackBatchResponse, lambda asked, body: asked.feedback_batch(body))
-    app.openapi = lambda: _openapi(app, models)  # type: ignore[method-assign]
-    return app
+    schema = JSONResponse(_openapi(models))
+
+    async def describe(request: Request) -> Response:
+        return schema
+
+    return Starlette(routes=[*routes, Route("/openapi.json", describe)])
 
 
 class _TooLargeError(Exception):
@@ -124,23 +130,28 @@ def _problem(status: int, sentence: str) -> Response:
     return response
 
 
-def _openapi(app: FastAPI, models: dict[str, tuple[type[BaseModel], type[BaseModel]]]) -> dict[str, Any]:
-    """The schema. Bodies are read by pydantic alone, so FastAPI is told here what they are."""
-    if app.openapi_schema is None:
-        named = {model for pair in models.values() for model in pair} | {Problem}
-        ordered = sorted(named, key=lambda model: model.__name__)
-        _, definitions = models_json_schema([(model, "validation") for model in ordered], ref_template=_SCHEMA)
-        schema = get_openapi(title=app.title, version="1", routes=app.routes, openapi_version=app.openapi_version)
-        for path, (body, answer) in models.items():
-            operation = schema["paths"][path]["post"]
-            operation["requestBody"] = {"required": True, "content": _content(body)}
-            operation["responses"] = {"200": {"description": answer.__doc__, "content": _content(answer)}} | {
-                str(status): {"description": meaning, "content": _content(Problem)}
-                for status, meaning in _PROBLEMS.items()
-            }
-        schema.setdefault("components", {})["schemas"] = definitions["$defs"]
-        app.openapi_schema = schema
-    return app.openapi_schema
+def _openapi(models: dict[str, tuple[type[BaseModel], type[BaseModel]]]) -> dict[str, Any]:
+    """The schema of all paths, with examples."""
+    named = sorted({model for pair in models.values() for model in pair} | {Problem}, key=lambda model: model.__name__)
+    _, definitions = models_json_schema([(model, "validation") for model in named], ref_template=_SCHEMA)
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "Slateloop recommender", "version": "1"},
+        "paths": {path: {"post": _operation(path, body, answer)} for path, (body, answer) in models.items()},
+        "components": {"schemas": definitions["$defs"]},
+    }
+
+
+def _operation(path: str, body: type[BaseModel], answer: type[BaseModel]) -> dict[str, Any]:
+    return {
+        "operationId": path.strip("/").replace("/", "_"),
+        "summary": body.__doc__,
+        "requestBody": {"required": True, "content": _content(body)},
+        "responses": {"200": {"description": answer.__doc__, "content": _content(answer)}}
+        | {
+            str(status): {"description": meaning, "content": _content(Problem)} for status, meaning in _PROBLEMS.items()
+        },
+    }
 
 
 def _content(model: type[BaseModel]) -> dict[str, Any]:

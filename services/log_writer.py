@@ -14,12 +14,12 @@ from components.interactions.log import Heard, InteractionLog, LogUnavailableErr
 
 GROUP = 500
 
-Answer = Recommended | InputError | None | LogUnavailableError
+Answer = Recommended | InputError | None
 
 
 class _Waiting(NamedTuple):
-    row: Recommended | Heard
-    tell: Callable[[Answer], None]
+    rows: Sequence[Recommended | Heard]
+    tell: Callable[[list[Answer] | LogUnavailableError], None]
 
 
 class LogWriter:
@@ -29,6 +29,7 @@ class LogWriter:
         self._log = log
         self._longest_wait = longest_wait
         self._longest_queue = longest_queue
+        self._n_waiting = 0
         self._queue: SimpleQueue[_Waiting | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._write_groups, name="interaction-log", daemon=True)
         self._thread.start()
@@ -50,22 +51,24 @@ class LogWriter:
         return await self._write(rows)  # type: ignore[return-value]
 
     async def _write(self, rows: Sequence[Recommended | Heard]) -> list[Answer]:
-        if self._queue.qsize() + len(rows) > self._longest_queue:
-            raise LogUnavailableError(f"the interaction log is {self._queue.qsize()} rows behind; try again later")
+        if self._n_waiting + len(rows) > self._longest_queue:
+            raise LogUnavailableError(f"the interaction log is {self._n_waiting} rows behind; try again later")
         loop = asyncio.get_running_loop()
-        answers = [loop.create_future() for _ in rows]
-        for row, answer in zip(rows, answers, strict=True):
-            self._queue.put(_Waiting(row, _teller(loop, answer)))
+        future: asyncio.Future[list[Answer] | LogUnavailableError] = loop.create_future()
+        self._queue.put(_Waiting(rows, _teller(loop, future)))
+        self._n_waiting += len(rows)
         try:
-            told: list[Answer] = await asyncio.wait_for(asyncio.gather(*answers), self._longest_wait)
+            async with asyncio.timeout(self._longest_wait):
+                answers = await future
         except TimeoutError:
             raise LogUnavailableError(
                 f"the interaction log did not answer within {self._longest_wait:g} seconds; try again later"
             ) from None
-        for one in told:
-            if isinstance(one, LogUnavailableError):
-                raise one
-        return told
+        finally:
+            self._n_waiting -= len(rows)
+        if isinstance(answers, LogUnavailableError):
+            raise answers
+        return answers
 
     def close(self) -> None:
         """Write what waits, then end."""
@@ -76,25 +79,25 @@ class LogWriter:
     def _write_groups(self) -> None:
         open_ = True
         while open_:
-            first = self._queue.get()
-            group = [] if first is None else [first]
-            open_ = first is not None
-            while open_ and len(group) < GROUP and not self._queue.empty():
+            waiting = self._queue.get()
+            group: list[_Waiting] = []
+            n_rows = 0
+            while waiting is not None:
+                group.append(waiting)
+                n_rows += len(waiting.rows)
+                if n_rows >= GROUP or self._queue.empty():
+                    break
                 waiting = self._queue.get()
-                open_ = waiting is not None
-                if waiting is not None:
-                    group.append(waiting)
+            open_ = waiting is not None
             if group:
                 self._write_group(group)
 
     def _write_group(self, group: list[_Waiting]) -> None:
-        shown = [waiting for waiting in group if isinstance(waiting.row, Recommended)]
-        heard = [waiting for waiting in group if isinstance(waiting.row, Heard)]
+        rows = [row for waiting in group for row in waiting.rows]
+        shown = [row for row in rows if isinstance(row, Recommended)]
+        heard = [row for row in rows if isinstance(row, Heard)]
         try:
-            standing, errors = self._log.write(
-                [waiting.row for waiting in shown if isinstance(waiting.row, Recommended)],
-                [waiting.row for waiting in heard if isinstance(waiting.row, Heard)],
-            )
+            standing, errors = self._log.write(shown, heard)
         except Exception as error:  # whatever it is, nobody may be left waiting
             failure = (
                 error
@@ -104,13 +107,18 @@ class LogWriter:
             for waiting in group:
                 waiting.tell(failure)
             return
-        for waiting, answer in zip([*shown, *heard], [*standing, *errors], strict=True):
-            waiting.tell(answer)
+        answers_of_shown, answers_of_heard = iter(standing), iter(errors)
+        for waiting in group:
+            waiting.tell(
+                [next(answers_of_shown if isinstance(row, Recommended) else answers_of_heard) for row in waiting.rows]
+            )
 
 
-def _teller(loop: asyncio.AbstractEventLoop, answer: "asyncio.Future[Answer]") -> Callable[[Answer], None]:
-    def tell(value: Answer) -> None:
+def _teller(
+    loop: asyncio.AbstractEventLoop, future: "asyncio.Future[list[Answer] | LogUnavailableError]"
+) -> Callable[[list[Answer] | LogUnavailableError], None]:
+    def tell(answers: list[Answer] | LogUnavailableError) -> None:
         if not loop.is_closed():
-            loop.call_soon_threadsafe(lambda: None if answer.done() else answer.set_result(value))
+            loop.call_soon_threadsafe(lambda: None if future.done() else future.set_result(answers))
 
     return tell

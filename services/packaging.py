@@ -15,8 +15,8 @@ SERVICE = "services.recommender:Recommender"
 REPOSITORY = Path(__file__).parents[1]
 #: What the service imports beside BentoML, for machines that install the Bento by itself.
 PACKAGES = (
-    "alembic", "fastapi", "jaxtyping", "numpy", "polars", "psycopg", "psycopg-binary", "pyarrow", "pydantic",
-    "pydantic-settings", "safetensors", "sqlalchemy", "torch",
+    "alembic", "jaxtyping", "numpy", "polars", "psycopg", "psycopg-binary", "pyarrow", "pydantic",
+    "pydantic-settings", "safetensors", "sqlalchemy", "starlette", "torch",
 )  # fmt: skip
 
 

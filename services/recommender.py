@@ -168,7 +168,7 @@ class Recommender:
                 context=request.context,
                 policy=served.tag,
                 arm=arm,
-                question=hashlib.sha256(request.model_dump_json().encode()).hexdigest(),
+                question=_question(request),
                 idempotency_key=request.idempotency_key,
             )
             for request, chosen in zip(requests, served.live.recommend(requests, self.generator), strict=True)
@@ -191,6 +191,13 @@ class Recommender:
 
     def _user_hash(self, user_id: str) -> str:
         return hmac.new(self._user_key, user_id.encode(), hashlib.sha256).hexdigest()
+
+
+def _question(request: RecommendRequest) -> str:
+    """Digest of what is asked, where a key may ask it again."""
+    if request.idempotency_key is None:
+        return ""
+    return hashlib.sha256(request.model_dump_json().encode()).hexdigest()
 
 
 def _response(row: Recommended, *, logged: bool) -> RecommendResponse:

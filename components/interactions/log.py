@@ -21,7 +21,6 @@ from typing import Any
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
-from sqlalchemy.dialects import postgresql, sqlite
 
 from components.errors import InputError, SlateloopError
 
@@ -66,6 +65,17 @@ FEEDBACK = sa.Table(
     sa.Column("request_signals", sa.Text, nullable=False),
     sa.Column("left", sa.Boolean, nullable=False),
 )
+
+
+def _insert(table: sa.Table) -> sa.TextClause:
+    names = [column.name for column in table.columns]
+    columns, values = ", ".join(f'"{name}"' for name in names), ", ".join(f":{name}" for name in names)
+    return sa.text(f"INSERT INTO {table.name} ({columns}) VALUES ({values}) ON CONFLICT DO NOTHING")
+
+
+#: Inserts that leave rows alone which are there already. As text: what SQLAlchemy would make of them it compiles anew
+#: each time, which takes as long as the writing.
+_INSERT = {table: _insert(table) for table in (RECOMMENDATIONS, CANDIDATE_LISTS, FEEDBACK)}
 MIGRATIONS = Path(__file__).parent / "migrations"
 #: Milliseconds for which SQLite waits for another writer, and seconds for which PostgreSQL may take to answer.
 BUSY_MILLISECONDS, CONNECT_SECONDS = 2_000, 2
@@ -193,7 +203,8 @@ class InteractionLog:
             until: what came later does not count.
 
         Raises:
-            LogUnavailableError: the database cannot be reached, or holds no interaction log.
+            InputError: there is no interaction log.
+            LogUnavailableError: the database cannot be reached.
         """
         end = 2**62 if until is None else round(until.timestamp() * 1e6)
         shown, heard = RECOMMENDATIONS.c, FEEDBACK.c
@@ -211,10 +222,20 @@ class InteractionLog:
         """A connection that sees one state of the log, and keeps nobody from writing.
 
         Raises:
+            InputError: there is no interaction log.
             LogUnavailableError: the database cannot be reached.
         """
+        file = self.engine.url.database
+        if self.engine.dialect.name == "sqlite" and not Path(file or "").is_file():
+            raise InputError(
+                f"{file}: no such file; the endpoint keeps its interaction log where SLATELOOP_DATABASE says"
+            )
         options = {"reads": True} if self.engine.dialect.name == "sqlite" else {"isolation_level": "REPEATABLE READ"}
         with self._available(), self.engine.connect().execution_options(**options) as connection:
+            if not sa.inspect(connection).has_table(RECOMMENDATIONS.name):
+                raise InputError(
+                    f"{self.engine.url.render_as_string()}: holds no interaction log; serve a policy first"
+                )
             yield connection
 
     def _write_recommendations(
@@ -226,8 +247,8 @@ class InteractionLog:
         if lists:
             # In one order in every process, so that no two wait for each other.
             rows = [{"candidates_digest": digest, "candidates": _json(lists[digest])} for digest in sorted(lists)]
-            connection.execute(self._insert(CANDIDATE_LISTS), rows)
-        connection.execute(self._insert(RECOMMENDATIONS), [_row(one) for one in recommended])
+            connection.execute(_INSERT[CANDIDATE_LISTS], rows)
+        connection.execute(_INSERT[RECOMMENDATIONS], [_row(one) for one in recommended])
         keyed = [one for one in recommended if one.idempotency_key is not None]
         if not keyed:
             return list(recommended)
@@ -263,13 +284,8 @@ class InteractionLog:
             if error is None
         ]
         if rows:
-            connection.execute(self._insert(FEEDBACK), rows)
+            connection.execute(_INSERT[FEEDBACK], rows)
         return errors
-
-    def _insert(self, table: sa.Table) -> sa.Insert:
-        """An insert that leaves rows alone which are there already."""
-        dialect = postgresql if self.engine.dialect.name == "postgresql" else sqlite
-        return dialect.insert(table).on_conflict_do_nothing()
 
     @contextmanager
     def _available(self) -> Iterator[None]:

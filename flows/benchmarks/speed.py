@@ -482,7 +482,7 @@ def _large_log(quick: bool) -> dict[str, float]:
         root = Path(scratch)
         block = storefront.write_storefront_log(_BLOCK, "shop", root / "block")
         _write_table(block, 100, root / "table")
-        _save_untrained_policy(block, root / "policy")
+        save_untrained_policy(block, root / "policy")
         usage = {
             "import": _command(
                 "import", "--source", "table", "--path", str(root / "table"), "--out", str(root / "log")
@@ -516,7 +516,8 @@ def _write_table(block: Log, times: int, folder: Path) -> None:
     writer.close()
 
 
-def _save_untrained_policy(log: Log, folder: Path) -> None:
+def save_untrained_policy(log: Log, folder: Path) -> None:
+    """Write a policy of the default size into a new folder, whose networks have learned nothing."""
     reader = SessionReader(log, Vocabulary.fit(log))
     _, policy = _world_model(reader, _SIZES["default"])
     description = PolicyDescription(name="untrained", loop="shop", shape=shape_of(policy), vocabulary=reader.vocabulary)

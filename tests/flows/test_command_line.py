@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from click.testing import Result
 from ledger_entries import ab_result, ledger_entry
 from typer.testing import CliRunner
 
+from components.interactions.log import InteractionLog, Recommended
 from components.interactions.log_folder import Log, open_log
 from flows.command_line import app
 from flows.config import LoopConfig
@@ -339,3 +341,29 @@ def test_a_plan_that_cannot_be_made_says_what_is_missing_or_wrong(options: list[
     said = refused("plan-ab", "--effect", "0.1", *options)
     for word in words:
         assert word in said
+
+
+def test_the_interaction_log_is_imported_from_the_endpoint_s_database(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = f"sqlite:///{place / 'elsewhere.db'}"
+    log = InteractionLog(database)
+    log.upgrade()
+    shown = Recommended(
+        "r1", "shop", "u1", None, 0, ("a", "b"), False, ("b",), (-0.7,), (), {}, "p:1", "champion", question=""
+    )
+    log.write([shown, replace(shown, request_id="r2", user_id="u2", shown_at=10**12)])
+    monkeypatch.setenv("SLATELOOP_DATABASE", database)
+    answer = call("import", "--source", "log", "--out", str(place / "log"))
+    assert answer.exit_code == 0, answer.output
+    assert "1 requests, evidence: propensities" in answer.output
+    monkeypatch.delenv("SLATELOOP_DATABASE")
+    again = call("import", "--source", "log", "--path", str(place / "elsewhere.db"), "--out", str(place / "again"))
+    assert again.exit_code == 0, again.output
+    assert open_log(place / "again").manifest == open_log(place / "log").manifest
+
+
+def test_without_an_interaction_log_there_is_nothing_to_import(place: Path) -> None:
+    (place / "empty.db").touch()
+    said = refused("import", "--source", "log", "--path", str(place / "empty.db"), "--out", str(place / "log"))
+    assert "holds no interaction log; serve a policy first" in said

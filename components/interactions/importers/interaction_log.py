@@ -110,7 +110,7 @@ def import_database(config: Config, url: str, out: Path, loop: str) -> Log:
             reward=config.reward,
         )
         sizes = collect(requests.group_by("session_id", maintain_order=True).agg(n_rows=pl.len()), spool.requests)
-        rows = _with_feedback(requests, spool, config, names)
+        rows = _with_feedback(requests, spool, config, names, loop)
         parts = (complete(part, manifest) for part in in_parts(rows, sizes, spool.requests))
         return write_log(out, manifest, parts, catalog, spool.candidate_lists)
 
@@ -135,8 +135,6 @@ class _Spool:
             .where(RECOMMENDATIONS.c.loop == loop)
         )
         with log.reading() as connection:
-            if not sa.inspect(connection).has_table(RECOMMENDATIONS.name):
-                raise InputError(f"{log.engine.url.render_as_string()}: holds no interaction log; serve a policy first")
             n_requests = _dump(connection, shown, _SHOWN, self.requests)
             if n_requests == 0:
                 loops = sorted(connection.scalars(sa.select(RECOMMENDATIONS.c.loop).distinct()))
@@ -253,7 +251,7 @@ def _distinct(rows: pl.LazyFrame, column: str, path: Path) -> Iterator[dict[str,
     yield from map(json.loads, collect(rows.select(pl.col(column).unique()), path).to_series())
 
 
-def _with_feedback(requests: pl.LazyFrame, spool: _Spool, config: Config, names: _Names) -> pl.LazyFrame:
+def _with_feedback(requests: pl.LazyFrame, spool: _Spool, config: Config, names: _Names, loop: str) -> pl.LazyFrame:
     """The contract's rows: requests with what was heard of them within their window."""
     window = round(_MICROSECONDS * config.attribution_minutes)
     heard = (
@@ -308,6 +306,7 @@ def _with_feedback(requests: pl.LazyFrame, spool: _Spool, config: Config, names:
         *(pl.col(f"signals.{name}") for name in names.signals),
         *([pl.col("request_signals")] if of_request else []),
         *([pl.col("context").str.json_decode(context)] if names.context else []),
+        loop=pl.lit(loop),
         timestamp=pl.col("shown_at").cast(pl.Datetime("us")).cast(TIMESTAMP),
         available_at=pl.col("known_at").cast(pl.Datetime("us")).cast(TIMESTAMP),
         slate_log_prob=pl.col("log_probs").list.sum(),

@@ -1,3 +1,4 @@
+import tempfile
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,6 +13,7 @@ from components.interactions.contract import Evidence
 from components.interactions.importers.interaction_log import Config, import_log
 from components.interactions.log import Heard, InteractionLog, Recommended
 from components.interactions.log_folder import Log, open_log
+from components.validation.checks import ValidationConfig, validate
 
 MINUTE = 60_000_000
 START = 1_800_000_000_000_000
@@ -207,12 +209,14 @@ def test_the_storefront_s_log_comes_back_from_the_tables(storefront_log: Log, da
     log, _ = imported(database, [*recommended, later], pieces)
 
     kept = [
-        "request_id", "user_id", "step", "timestamp", "candidates", "slate", "clicked", "purchased", "session_end",
-        "context", "policy", "position_log_probs",
+        "loop", "request_id", "user_id", "step", "timestamp", "candidates", "slate", "clicked", "purchased",
+        "session_end", "context", "policy", "position_log_probs",
     ]  # fmt: skip
     ended = rows.filter(pl.col("session_end").eq("left").any().over("session_id"))
     got = log.scan().collect().filter(pl.col("request_id").is_in(ended["request_id"].implode()))
     assert_frame_equal(got.select(kept).sort("request_id"), ended.select(kept).sort("request_id"))
+    checks = validate(log, ValidationConfig(min_requests=100), Path(tempfile.mkdtemp(dir=database.parent)))
+    assert checks.passed and checks.n_quarantined == 0
     assert got["session_id"].n_unique() == ended["session_id"].n_unique() > 100
     assert got["slate_log_prob"].to_list() == pytest.approx(got["position_log_probs"].list.sum().to_list())
 
@@ -248,7 +252,11 @@ def test_what_cannot_be_imported_is_said(
         imported(database, recommended, [], config)
 
 
-def test_a_database_without_a_log_is_refused(database: Path) -> None:
+def test_a_database_without_a_log_is_refused_and_a_missing_one_is_not_made(database: Path) -> None:
+    with pytest.raises(InputError, match=r"interactions.db: no such file"):
+        import_log(Config(), database, database.parent / "log", "shop")
+    assert not database.exists()
+    database.touch()
     with pytest.raises(InputError, match="holds no interaction log"):
         import_log(Config(), database, database.parent / "log", "shop")
 
