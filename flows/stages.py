@@ -134,8 +134,9 @@ def write_source_log(config: LoopConfig, path: Path | None, out: Path) -> Log:
     source = config.source
     if isinstance(source, storefront.Config):
         return storefront.write_storefront_log(source, config.loop, out)
-    if isinstance(source, interaction_log.Config) and path is None:
-        return interaction_log.import_database(source, ServiceSettings().database, out, config.loop)
+    if isinstance(source, interaction_log.Config):
+        url = ServiceSettings().database if path is None else f"sqlite:///{path}"
+        return interaction_log.import_database(source, url, out, config.loop, config.as_of)
     assert path is not None
     return importers()[source.name].import_log(source, path, out, config.loop)  # type: ignore[attr-defined]
 

@@ -7,19 +7,18 @@ import asyncio
 import threading
 from collections.abc import Callable, Sequence
 from queue import SimpleQueue
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from components.errors import InputError
-from components.interactions.log import Heard, InteractionLog, LogUnavailableError, Recommended
+from components.interactions.log import Heard, InteractionLog, KeyReusedError, LogUnavailableError, Recommended
 
 GROUP = 500
 
-Answer = Recommended | InputError | None
-
 
 class _Waiting(NamedTuple):
-    rows: Sequence[Recommended | Heard]
-    tell: Callable[[list[Answer] | LogUnavailableError], None]
+    rows: Sequence[Recommended] | Sequence[Heard]
+    tell: Callable[[Any], None]
+    given_up: Callable[[], bool]
 
 
 class LogWriter:
@@ -30,17 +29,22 @@ class LogWriter:
         self._longest_wait = longest_wait
         self._longest_queue = longest_queue
         self._n_waiting = 0
+        self._counting = threading.Lock()
         self._queue: SimpleQueue[_Waiting | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._write_groups, name="interaction-log", daemon=True)
         self._thread.start()
 
-    async def recommended(self, rows: Sequence[Recommended]) -> list[Recommended | InputError]:
-        """Log recommendations; those that stand, as `InteractionLog.write` has them.
+    async def recommended(self, rows: Sequence[Recommended]) -> list[Recommended]:
+        """Log recommendations that were asked for together; those that stand, as `InteractionLog.write` has them.
 
         Raises:
+            KeyReusedError: one of them uses a key that was used for another question; none is written.
             LogUnavailableError: they could not be written, or not in time.
         """
-        return await self._write(rows)  # type: ignore[return-value]
+        standing: list[Recommended] | KeyReusedError = await self._write(rows)
+        if isinstance(standing, KeyReusedError):
+            raise standing
+        return standing
 
     async def heard(self, rows: Sequence[Heard]) -> list[InputError | None]:
         """Log feedback; an error for each that fits no recommendation.
@@ -48,27 +52,27 @@ class LogWriter:
         Raises:
             LogUnavailableError: it could not be written, or not in time.
         """
-        return await self._write(rows)  # type: ignore[return-value]
+        errors: list[InputError | None] = await self._write(rows)
+        return errors
 
-    async def _write(self, rows: Sequence[Recommended | Heard]) -> list[Answer]:
-        if self._n_waiting + len(rows) > self._longest_queue:
-            raise LogUnavailableError(f"the interaction log is {self._n_waiting} rows behind; try again later")
+    async def _write(self, rows: Sequence[Recommended] | Sequence[Heard]) -> Any:
+        with self._counting:
+            if self._n_waiting + len(rows) > self._longest_queue:
+                raise LogUnavailableError(f"the interaction log is {self._n_waiting} rows behind; try again later")
+            self._n_waiting += len(rows)
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[list[Answer] | LogUnavailableError] = loop.create_future()
-        self._queue.put(_Waiting(rows, _teller(loop, future)))
-        self._n_waiting += len(rows)
+        future: asyncio.Future[Any] = loop.create_future()
+        self._queue.put(_Waiting(rows, _teller(loop, future), future.cancelled))
         try:
             async with asyncio.timeout(self._longest_wait):
-                answers = await future
+                answer = await future
         except TimeoutError:
             raise LogUnavailableError(
                 f"the interaction log did not answer within {self._longest_wait:g} seconds; try again later"
             ) from None
-        finally:
-            self._n_waiting -= len(rows)
-        if isinstance(answers, LogUnavailableError):
-            raise answers
-        return answers
+        if isinstance(answer, LogUnavailableError):
+            raise answer
+        return answer
 
     def close(self) -> None:
         """Write what waits, then end."""
@@ -83,21 +87,27 @@ class LogWriter:
             group: list[_Waiting] = []
             n_rows = 0
             while waiting is not None:
-                group.append(waiting)
                 n_rows += len(waiting.rows)
+                # What nobody waits for any more was refused: it must not turn up later.
+                if not waiting.given_up():
+                    group.append(waiting)
                 if n_rows >= GROUP or self._queue.empty():
                     break
                 waiting = self._queue.get()
             open_ = waiting is not None
             if group:
                 self._write_group(group)
+            with self._counting:
+                self._n_waiting -= n_rows
 
     def _write_group(self, group: list[_Waiting]) -> None:
-        rows = [row for waiting in group for row in waiting.rows]
-        shown = [row for row in rows if isinstance(row, Recommended)]
-        heard = [row for row in rows if isinstance(row, Heard)]
+        calls = [waiting for waiting in group if isinstance(waiting.rows[0], Recommended)]
+        pieces = [waiting for waiting in group if isinstance(waiting.rows[0], Heard)]
         try:
-            standing, errors = self._log.write(shown, heard)
+            standing, errors = self._log.write(
+                [[row for row in waiting.rows if isinstance(row, Recommended)] for waiting in calls],
+                [row for waiting in pieces for row in waiting.rows if isinstance(row, Heard)],
+            )
         except Exception as error:  # whatever it is, nobody may be left waiting
             failure = (
                 error
@@ -107,18 +117,16 @@ class LogWriter:
             for waiting in group:
                 waiting.tell(failure)
             return
-        answers_of_shown, answers_of_heard = iter(standing), iter(errors)
-        for waiting in group:
-            waiting.tell(
-                [next(answers_of_shown if isinstance(row, Recommended) else answers_of_heard) for row in waiting.rows]
-            )
+        for waiting, answer in zip(calls, standing, strict=True):
+            waiting.tell(answer)
+        left = iter(errors)
+        for waiting in pieces:
+            waiting.tell([next(left) for _ in waiting.rows])
 
 
-def _teller(
-    loop: asyncio.AbstractEventLoop, future: "asyncio.Future[list[Answer] | LogUnavailableError]"
-) -> Callable[[list[Answer] | LogUnavailableError], None]:
-    def tell(answers: list[Answer] | LogUnavailableError) -> None:
+def _teller(loop: asyncio.AbstractEventLoop, future: "asyncio.Future[Any]") -> Callable[[Any], None]:
+    def tell(answer: Any) -> None:
         if not loop.is_closed():
-            loop.call_soon_threadsafe(lambda: None if future.done() else future.set_result(answers))
+            loop.call_soon_threadsafe(lambda: None if future.done() else future.set_result(answer))
 
     return tell

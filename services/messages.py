@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from components.policies.live_policy import MAX_SLATE, LiveSession
+from components.policies.live_policy import MAX_SLATE, LiveSession, Number
 
 #: Ids are stored as they come: anything but control characters, which some databases cannot hold.
 Id = Annotated[str, Field(min_length=1, max_length=256, pattern=r"^[^\x00-\x1f\x7f]+$")]
@@ -77,10 +77,10 @@ class Feedback(BaseModel):
     purchased: Positions | None = Field(
         default=None, description="Per position whether it was purchased; null where unknown."
     )
-    signals: dict[SignalName, Annotated[tuple[float | None, ...], Field(min_length=1, max_length=MAX_SLATE)]] = Field(
+    signals: dict[SignalName, Annotated[tuple[Number | None, ...], Field(min_length=1, max_length=MAX_SLATE)]] = Field(
         default={}, max_length=50, description="Other responses per position, such as watch_time in seconds."
     )
-    request_signals: dict[SignalName, float] = Field(
+    request_signals: dict[SignalName, Number] = Field(
         default={}, max_length=50, description="Responses to the request as a whole; the newest value counts."
     )
     left: bool = Field(default=False, description="Whether the user is known to have left after this request.")

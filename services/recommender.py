@@ -12,7 +12,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from components.errors import InputError
-from components.interactions.log import Heard, InteractionLog, LogUnavailableError, Recommended
+from components.interactions.log import Heard, InteractionLog, KeyReusedError, LogUnavailableError, Recommended
 from components.policies.live_policy import LivePolicy
 from services.api import build_api
 from services.log_writer import LogWriter
@@ -145,10 +145,11 @@ class Recommender:
             if not self._serve_without_log:
                 raise
             return [_response(row, logged=False) for row in in_order]
-        for one in standing:
-            if isinstance(one, InputError):
-                raise one
-        return [_response(one, logged=True) for one in standing if isinstance(one, Recommended)]
+        except KeyReusedError as error:
+            if batch:
+                error.args = (f"requests.{error.place}.{error}",)
+            raise
+        return [_response(one, logged=True) for one in standing]
 
     def _choose(self, requests: Sequence[RecommendRequest], arm: str) -> list[Recommended]:
         served = self.policies[arm]
@@ -168,7 +169,7 @@ class Recommender:
                 context=request.context,
                 policy=served.tag,
                 arm=arm,
-                question=_question(request),
+                question=self._question(request),
                 idempotency_key=request.idempotency_key,
             )
             for request, chosen in zip(requests, served.live.recommend(requests, self.generator), strict=True)
@@ -192,12 +193,11 @@ class Recommender:
     def _user_hash(self, user_id: str) -> str:
         return hmac.new(self._user_key, user_id.encode(), hashlib.sha256).hexdigest()
 
-
-def _question(request: RecommendRequest) -> str:
-    """Digest of what is asked, where a key may ask it again."""
-    if request.idempotency_key is None:
-        return ""
-    return hashlib.sha256(request.model_dump_json().encode()).hexdigest()
+    def _question(self, request: RecommendRequest) -> str:
+        """What is asked, where a key may ask it again; keyed too, or who asks could be found by trying."""
+        if request.idempotency_key is None:
+            return ""
+        return hmac.new(self._user_key, request.model_dump_json().encode(), hashlib.sha256).hexdigest()
 
 
 def _response(row: Recommended, *, logged: bool) -> RecommendResponse:

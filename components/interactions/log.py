@@ -13,7 +13,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -92,6 +92,11 @@ class UnknownRequestError(InputError):
 class KeyReusedError(InputError):
     """An idempotency key comes with another question than before."""
 
+    def __init__(self, place: int, key: str | None) -> None:
+        super().__init__(f"idempotency_key: {key!r} was used for another question; expected a key of its own")
+        self.place = place
+        """Of the request in its call."""
+
 
 @dataclass(frozen=True)
 class Recommended:
@@ -141,6 +146,11 @@ class Heard:
         return lengths | {f"signals.{name}": len(values) for name, values in self.signals.items()}
 
 
+def microseconds(moment: datetime | None) -> int:
+    """A moment as the tables have it; None is the end of time."""
+    return 2**62 if moment is None else round(moment.timestamp() * 1e6)
+
+
 class InteractionLog:
     """The tables behind a URL of SQLAlchemy's: `sqlite:///FILE` or `postgresql+psycopg://...`."""
 
@@ -179,20 +189,30 @@ class InteractionLog:
             command.upgrade(config, "head")
 
     def write(
-        self, recommended: Sequence[Recommended], heard: Sequence[Heard] = ()
-    ) -> tuple[list[Recommended | InputError], list[InputError | None]]:
+        self, calls: Sequence[Sequence[Recommended]], heard: Sequence[Heard] = ()
+    ) -> tuple[list[list[Recommended] | KeyReusedError], list[InputError | None]]:
         """Write a group in one transaction: all of it is kept, or none.
 
+        Args:
+            calls: recommendations that were asked for together; a key that was used for another question refuses its
+                whole call, of which nothing is written.
+            heard: feedback.
+
         Returns:
-            For each recommendation the one that stands: itself, or what an earlier request with its idempotency key was
-            answered; an error where that request asked something else. For each feedback an error where it fits no
-            recommendation. Feedback that is known already is accepted again.
+            For each call the recommendations that stand: its own, or what an earlier request with the same idempotency
+            key was answered; or why it is refused. For each feedback an error where it fits no recommendation.
+            Feedback that is known already is accepted again.
 
         Raises:
             LogUnavailableError: the database cannot be reached or written.
         """
         with self._available(), self.engine.begin() as connection:
-            standing = self._write_recommendations(connection, recommended)
+            if self.engine.dialect.name == "postgresql":
+                limit = f"{BUSY_MILLISECONDS}ms"
+                connection.exec_driver_sql(
+                    f"SET LOCAL lock_timeout = '{limit}'; SET LOCAL statement_timeout = '{limit}'"
+                )
+            standing = self._write_recommendations(connection, calls)
             return standing, self._write_feedback(connection, heard)
 
     def state(self, loop: str, until: datetime | None = None) -> str:
@@ -206,7 +226,7 @@ class InteractionLog:
             InputError: there is no interaction log.
             LogUnavailableError: the database cannot be reached.
         """
-        end = 2**62 if until is None else round(until.timestamp() * 1e6)
+        end = microseconds(until)
         shown, heard = RECOMMENDATIONS.c, FEEDBACK.c
         asked = sa.select(sa.func.count(), sa.func.max(shown.shown_at)).where(shown.loop == loop, shown.shown_at <= end)
         told = (
@@ -239,25 +259,41 @@ class InteractionLog:
             yield connection
 
     def _write_recommendations(
-        self, connection: sa.Connection, recommended: Sequence[Recommended]
-    ) -> list[Recommended | InputError]:
-        if not recommended:
-            return []
-        lists = {_digest(one.candidates): one.candidates for one in recommended if one.catalog}
+        self, connection: sa.Connection, calls: Sequence[Sequence[Recommended]]
+    ) -> list[list[Recommended] | KeyReusedError]:
+        keyed = [one for call in calls for one in call if one.idempotency_key is not None]
+        first = _answered(connection, keyed)
+        standing: list[list[Recommended] | KeyReusedError] = []
+        new: list[Recommended] = []
+        for call in calls:
+            answers = [one if one.idempotency_key is None else first.get(_key(one), one) for one in call]
+            reused = next(
+                (place for place, answer in enumerate(answers) if answer.question != call[place].question), None
+            )
+            if reused is not None:
+                standing.append(KeyReusedError(reused, call[reused].idempotency_key))
+                continue
+            for place, one in enumerate(call):
+                if one.idempotency_key is not None:
+                    answers[place] = first.setdefault(_key(one), one)
+            new += [one for place, one in enumerate(call) if answers[place] is one]
+            standing.append(answers)
+        if not new:
+            return standing
+        # In one order in every process, so that no two wait for each other.
+        lists = {_digest(one.candidates): one.candidates for one in new if one.catalog}
         if lists:
-            # In one order in every process, so that no two wait for each other.
             rows = [{"candidates_digest": digest, "candidates": _json(lists[digest])} for digest in sorted(lists)]
             connection.execute(_INSERT[CANDIDATE_LISTS], rows)
-        connection.execute(_INSERT[RECOMMENDATIONS], [_row(one) for one in recommended])
-        keyed = [one for one in recommended if one.idempotency_key is not None]
-        if not keyed:
-            return list(recommended)
-        names = sa.tuple_(RECOMMENDATIONS.c.loop, RECOMMENDATIONS.c.idempotency_key)
-        found = sa.select(RECOMMENDATIONS).where(names.in_([(one.loop, one.idempotency_key) for one in keyed]))
-        first = {(row.loop, row.idempotency_key): row for row in connection.execute(found)}
+        new.sort(key=lambda one: (one.loop, one.idempotency_key or "", one.request_id))
+        connection.execute(_INSERT[RECOMMENDATIONS], [_row(one) for one in new])
+        # Another process may have answered the same key in the meantime.
+        theirs = _answered(connection, [one for one in new if one.idempotency_key is not None])
+        if all(answer.request_id == first[key].request_id for key, answer in theirs.items()):
+            return standing
         return [
-            one if one.idempotency_key is None else _standing(one, first[one.loop, one.idempotency_key])
-            for one in recommended
+            call if isinstance(call, KeyReusedError) else [theirs.get(_key(one), one) for one in call]
+            for call in standing
         ]
 
     def _write_feedback(self, connection: sa.Connection, heard: Sequence[Heard]) -> list[InputError | None]:
@@ -269,7 +305,7 @@ class InteractionLog:
         )
         sizes = {row.request_id: len(json.loads(row.slate)) for row in connection.execute(asked)}
         errors = [_misfit(one, sizes.get(one.request_id)) for one in heard]
-        rows = [
+        rows: list[dict[str, Any]] = [
             {
                 "request_id": one.request_id,
                 "feedback_id": one.feedback_id,
@@ -284,6 +320,7 @@ class InteractionLog:
             if error is None
         ]
         if rows:
+            rows.sort(key=lambda row: (row["request_id"], row["feedback_id"]))
             connection.execute(_INSERT[FEEDBACK], rows)
         return errors
 
@@ -330,31 +367,34 @@ def _row(one: Recommended) -> dict[str, Any]:
     }
 
 
-def _standing(one: Recommended, row: Any) -> Recommended | InputError:
-    """What was answered first under this one's key."""
-    if row.request_id == one.request_id:
-        return one
-    if row.question != one.question:
-        return KeyReusedError(
-            f"idempotency_key: {one.idempotency_key!r} was used for another question; expected a key of its own"
-        )
-    return Recommended(
-        request_id=row.request_id,
-        loop=row.loop,
-        user_id=row.user_id,
-        session_id=row.session_id,
-        shown_at=row.shown_at,
-        candidates=one.candidates,
-        catalog=one.catalog,
-        slate=tuple(json.loads(row.slate)),
-        log_probs=tuple(json.loads(row.log_probs)),
-        events=one.events,
-        context=one.context,
-        policy=row.policy,
-        arm=row.arm,
-        question=row.question,
-        idempotency_key=row.idempotency_key,
-    )
+def _key(one: Recommended) -> tuple[str, str | None]:
+    return one.loop, one.idempotency_key
+
+
+def _answered(connection: sa.Connection, keyed: Sequence[Recommended]) -> dict[tuple[str, str | None], Recommended]:
+    """What was answered first under the keys of recommendations, by loop and key."""
+    answered = {}
+    columns = RECOMMENDATIONS.c
+    # One loop after the other: SQLite looks pairs up by reading the whole table.
+    for loop in sorted({one.loop for one in keyed}):
+        own = {one.idempotency_key: one for one in keyed if one.loop == loop}
+        for row in connection.execute(
+            sa.select(RECOMMENDATIONS).where(columns.loop == loop, columns.idempotency_key.in_(list(own)))
+        ):
+            one = own[row.idempotency_key]
+            answered[loop, row.idempotency_key] = replace(
+                one,
+                request_id=row.request_id,
+                user_id=row.user_id,
+                session_id=row.session_id,
+                shown_at=row.shown_at,
+                slate=tuple(json.loads(row.slate)),
+                log_probs=tuple(json.loads(row.log_probs)),
+                policy=row.policy,
+                arm=row.arm,
+                question=row.question,
+            )
+    return answered
 
 
 def _misfit(one: Heard, slate_size: int | None) -> InputError | None:

@@ -5,7 +5,7 @@ A request that is served and the same request in a log give the same state, and 
 request would cost five times what the network does.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -22,11 +22,16 @@ from components.policies import plackett_luce
 from components.policies.policy_folder import StoredPolicy
 from components.policies.slate_policy import SessionState
 
-ItemId = Annotated[str, Field(min_length=1, max_length=256)]
-Context = dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=256)] | float | None]
 #: Longest slate that may be asked for, or that a past request may have shown.
 MAX_SLATE = 100
 MAX_CANDIDATES = 10_000
+#: Past positions that are encoded at once, padding included.
+MAX_CELLS = 20_000
+#: Numbers beyond this would overflow in the networks' single precision.
+LARGEST = 1e15
+ItemId = Annotated[str, Field(min_length=1, max_length=256)]
+Number = Annotated[float, Field(ge=-LARGEST, le=LARGEST)]
+Context = dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=256)] | Number | None]
 
 
 class Event(BaseModel):
@@ -232,6 +237,9 @@ class LivePolicy:
         Raises:
             InputError: as `check`.
         """
+        return [chosen for chunk in _chunks(sessions) for chosen in self._recommend(chunk, generator)]
+
+    def _recommend(self, sessions: Sequence[LiveSession], generator: torch.Generator) -> list[Recommendation]:
         logits = self.logits(sessions)
         sizes = [session.slate_size or self.policy.slate_size for session in sessions]
         with torch.inference_mode():
@@ -265,6 +273,19 @@ class LivePolicy:
                     row[start] = (float(np.float32(value)) - code.mean) / code.scale
             elif value in self._values[name]:
                 row[self._values[name][value]] = 1.0
+
+
+def _chunks(sessions: Sequence[LiveSession]) -> Iterator[Sequence[LiveSession]]:
+    """Sessions in their order, as many together as may be padded to the longest of them."""
+    start, n_steps, n_positions = 0, 1, 1
+    for place, session in enumerate(sessions):
+        n_steps = max(n_steps, 1 + len(session.past_requests))
+        n_positions = max([n_positions, *(len(past.slate) for past in session.past_requests)])
+        if place > start and (place - start + 1) * n_steps * n_positions > MAX_CELLS:
+            yield sessions[start:place]
+            start, n_steps = place, 1 + len(session.past_requests)
+            n_positions = max([1, *(len(past.slate) for past in session.past_requests)])
+    yield sessions[start:]
 
 
 def _batch(

@@ -352,7 +352,7 @@ def test_the_interaction_log_is_imported_from_the_endpoint_s_database(
     shown = Recommended(
         "r1", "shop", "u1", None, 0, ("a", "b"), False, ("b",), (-0.7,), (), {}, "p:1", "champion", question=""
     )
-    log.write([shown, replace(shown, request_id="r2", user_id="u2", shown_at=10**12)])
+    log.write([[shown, replace(shown, request_id="r2", user_id="u2", shown_at=10**12)]])
     monkeypatch.setenv("SLATELOOP_DATABASE", database)
     answer = call("import", "--source", "log", "--out", str(place / "log"))
     assert answer.exit_code == 0, answer.output

@@ -2,6 +2,7 @@ import sqlite3
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -69,7 +70,7 @@ def test_the_migrations_make_the_tables_that_the_code_names(log: InteractionLog)
 
 
 def test_what_is_written_is_there_for_another_process(log: InteractionLog) -> None:
-    assert log.write([SHOWN], [Heard("r1", "f1", 2_000_000, clicked=(True, None))]) == ([SHOWN], [None])
+    assert log.write([[SHOWN]], [Heard("r1", "f1", 2_000_000, clicked=(True, None))]) == ([[SHOWN]], [None])
     again = InteractionLog(log.engine.url.render_as_string(hide_password=False))
     (shown,) = rows(again, RECOMMENDATIONS)
     assert (shown["slate"], shown["log_probs"], shown["candidates"]) == ('["b","a"]', "[-0.5,-0.25]", '["a","b","c"]')
@@ -79,8 +80,8 @@ def test_what_is_written_is_there_for_another_process(log: InteractionLog) -> No
 
 def test_candidates_that_requests_share_are_kept_once(log: InteractionLog) -> None:
     shared = [replace(SHOWN, request_id=f"r{number}", catalog=True) for number in range(3)]
-    log.write(shared[:2])
-    log.write(shared[2:])
+    log.write([shared[:2]])
+    log.write([shared[2:]])
     assert {(row["candidates"], row["candidates_digest"]) for row in rows(log, RECOMMENDATIONS)} == {
         (None, rows(log, metadata.tables["candidate_lists"])[0]["candidates_digest"])
     }
@@ -92,10 +93,10 @@ def test_a_key_that_comes_again_gets_the_first_answer(log: InteractionLog, toget
     first = replace(SHOWN, idempotency_key="k")
     second = replace(first, request_id="r2", slate=("c", "a"))
     if together:
-        standing, _ = log.write([first, second])
+        standing, _ = log.write([[first], [second]])
     else:
-        standing = log.write([first])[0] + log.write([second])[0]
-    assert standing == [first, first]
+        standing = log.write([[first]])[0] + log.write([[second]])[0]
+    assert standing == [[first], [first]]
     assert len(rows(log, RECOMMENDATIONS)) == 1
 
 
@@ -103,13 +104,34 @@ def test_a_key_with_another_question_is_refused_and_one_of_another_loop_is_not(l
     first = replace(SHOWN, idempotency_key="k")
     other_question = replace(first, request_id="r2", question="q2")
     other_loop = replace(first, request_id="r3", loop="news")
-    (one, two, three), _ = log.write([first, other_question, other_loop])
-    assert (one, three) == (first, other_loop)
+    (one, two, three), _ = log.write([[first], [other_question], [other_loop]])
+    assert (one, three) == ([first], [other_loop])
     assert isinstance(two, KeyReusedError) and "'k' was used for another question" in str(two)
 
 
+def test_of_a_call_whose_key_was_used_for_another_question_nothing_is_written(log: InteractionLog) -> None:
+    log.write([[replace(SHOWN, idempotency_key="k")]])
+    call = [replace(SHOWN, request_id="r2"), replace(SHOWN, request_id="r3", idempotency_key="k", question="q2")]
+    (refused,), _ = log.write([call])
+    assert isinstance(refused, KeyReusedError) and refused.place == 1
+    assert [row["request_id"] for row in rows(log, RECOMMENDATIONS)] == ["r1"]
+
+
+def test_many_keys_are_looked_up_by_an_index(sqlite_log: InteractionLog) -> None:
+    plans: list[str] = []
+
+    @sa.event.listens_for(sqlite_log.engine, "before_cursor_execute")
+    def explain(connection: Any, cursor: Any, statement: str, parameters: Any, *rest: Any) -> None:
+        if statement.startswith("SELECT") and "idempotency_key IN" in statement:
+            rows = cursor.connection.execute(f"EXPLAIN QUERY PLAN {statement}", parameters).fetchall()
+            plans.extend(row[-1] for row in rows)
+
+    sqlite_log.write([[replace(SHOWN, request_id=f"r{n}", idempotency_key=f"k{n}")] for n in range(5)])
+    assert plans and all(plan.startswith("SEARCH") for plan in plans)
+
+
 def test_feedback_is_kept_once_however_often_it_comes(log: InteractionLog) -> None:
-    log.write([SHOWN])
+    log.write([[SHOWN]])
     piece = Heard("r1", "f1", 2_000_000, clicked=(True, False))
     for _ in range(2):
         assert log.write([], [piece, piece]) == ([], [None, None])
@@ -123,7 +145,7 @@ def test_feedback_that_fits_no_slate_is_refused_by_itself(log: InteractionLog) -
         Heard("r1", "long", 2, purchased=(True, False, True)),
         Heard("r1", "short", 2, signals={"watch_time": (1.0,)}),
     ]
-    _, (good, unknown, long, short) = log.write([SHOWN], pieces)
+    _, (good, unknown, long, short) = log.write([[SHOWN]], pieces)
     assert good is None
     assert isinstance(unknown, UnknownRequestError) and "'nobody' was never answered here" in str(unknown)
     assert str(long) == "purchased: has 3 values; expected 2, one per slate position"
@@ -133,7 +155,7 @@ def test_feedback_that_fits_no_slate_is_refused_by_itself(log: InteractionLog) -
 
 def test_ids_are_text_whatever_they_look_like(log: InteractionLog) -> None:
     nasty = "'; DROP TABLE recommendations; --"
-    log.write([replace(SHOWN, session_id=nasty, slate=(nasty, "a"))], [Heard("r1", nasty, 2, left=True)])
+    log.write([[replace(SHOWN, session_id=nasty, slate=(nasty, "a"))]], [Heard("r1", nasty, 2, left=True)])
     (shown,) = rows(log, RECOMMENDATIONS)
     assert shown["session_id"] == nasty
     assert rows(log, FEEDBACK)[0]["feedback_id"] == nasty
@@ -145,9 +167,9 @@ def test_while_another_writer_holds_the_database_nothing_is_written_and_afterwar
     with sqlite3.connect(str(sqlite_log.engine.url.database), isolation_level=None) as other:
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(LogUnavailableError, match="is not available: database is locked"):
-            sqlite_log.write([SHOWN])
+            sqlite_log.write([[SHOWN]])
         other.execute("ROLLBACK")
-    assert sqlite_log.write([SHOWN]) == ([SHOWN], [])
+    assert sqlite_log.write([[SHOWN]]) == ([[SHOWN]], [])
     assert len(rows(sqlite_log, RECOMMENDATIONS)) == 1
 
 
@@ -157,7 +179,7 @@ def test_a_group_is_written_whole_or_not_at_all(sqlite_log: InteractionLog) -> N
             "CREATE TRIGGER full BEFORE INSERT ON feedback BEGIN SELECT RAISE(ABORT, 'the disk is full'); END"
         )
     with pytest.raises((LogUnavailableError, sa.exc.IntegrityError)):
-        sqlite_log.write([SHOWN], [Heard("r1", "f1", 2, left=True)])
+        sqlite_log.write([[SHOWN]], [Heard("r1", "f1", 2, left=True)])
     assert rows(sqlite_log, RECOMMENDATIONS) == []
 
 

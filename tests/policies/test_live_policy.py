@@ -1,4 +1,5 @@
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from components.interactions.batching import read_sessions
 from components.interactions.contract import CANDIDATE_SCHEMA, Evidence, Feature, Manifest, RatioAssumption
 from components.interactions.vocabulary import FeatureCode, Vocabulary
 from components.policies import plackett_luce
-from components.policies.live_policy import LivePolicy, LiveSession
+from components.policies.live_policy import LivePolicy, LiveSession, PastRequest
 from components.policies.policy_folder import PolicyDescription, StoredPolicy, shape_of
 from components.policies.ranking_policy import NeuralSlatePolicy
 from components.policies.request_features import RequestFeatures
@@ -152,6 +153,26 @@ def test_sessions_that_are_answered_together_are_answered_as_alone(policy: LiveP
         alone = policy.logits([session])[0]
         torch.testing.assert_close(together[row, : len(alone)], alone)
         assert bool(together[row, len(alone) :].isinf().all())
+
+
+def test_a_long_session_does_not_pad_all_others_to_its_length(
+    policy: LivePolicy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = LiveSession(past_requests=tuple(PastRequest(slate=("item-1",) * 3) for _ in range(50)))
+    sessions = [LiveSession(slate_size=1 + number % 3) for number in range(9)]
+    sessions.insert(4, long)
+    monkeypatch.setattr("components.policies.live_policy.MAX_CELLS", 160)
+    encoded: list[int] = []
+    encode = policy.encode
+
+    def counted(chunk: Sequence[LiveSession]) -> Any:
+        encoded.append(len(chunk))
+        return encode(chunk)
+
+    monkeypatch.setattr(policy, "encode", counted)
+    chosen = policy.recommend(sessions, torch.Generator().manual_seed(0))
+    assert encoded == [4, 1, 5]
+    assert [len(one.slate) for one in chosen] == [1, 2, 3, 1, 3, 2, 3, 1, 2, 3]
 
 
 def test_without_candidates_all_known_items_may_be_shown_unless_they_are_too_many(

@@ -3,6 +3,7 @@ import os
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -167,6 +168,15 @@ def test_one_bad_request_refuses_its_batch_by_its_place(client: TestClient, home
     assert logged(home, "recommendations") == []
 
 
+def test_a_key_that_was_used_refuses_its_batch_by_its_place(client: TestClient, home: Path) -> None:
+    client.post("/recommend", json=BODY | {"idempotency_key": "k"})
+    again = BODY | {"idempotency_key": "k", "user_id": "user-2"}
+    answer = client.post("/recommend/batch", json={"requests": [BODY, again]})
+    assert answer.status_code == 409
+    assert answer.json()["error"].startswith("requests.1.idempotency_key: 'k' was used for another question")
+    assert len(logged(home, "recommendations")) == 1
+
+
 def test_pieces_of_a_feedback_batch_are_kept_or_refused_by_themselves(client: TestClient, home: Path) -> None:
     request_id = client.post("/recommend", json=BODY).json()["request_id"]
     pieces = [
@@ -197,6 +207,7 @@ def test_pieces_of_a_feedback_batch_are_kept_or_refused_by_themselves(client: Te
         ({"past_requests": [{"slate": ["a"], "context": {"device": 1}}]}, "past_requests.0.context: 'device' is 1.0"),
         ({"past_requests": [{"slate": ["a"], "clicked": []}]}, "clicked has 0 values; expected 1"),
         ({"user_id": "a\x00b"}, "user_id: String should match pattern"),
+        ({"context": {"device": 1e16}}, "context.device.constrained-float: Input should be less than or equal"),
         ({"slate_size": 0}, "slate_size: Input should be greater than or equal to 1"),
     ],
 )
@@ -244,6 +255,25 @@ def test_while_the_log_cannot_be_written_nothing_is_answered_and_afterwards_it_i
     assert refused.headers["Retry-After"] == "1"
     assert client.post("/recommend", json=BODY).status_code == 200
     assert client.post("/feedback", json={"request_id": request_id, "left": True}).status_code == 200
+
+
+def test_what_was_refused_while_the_log_was_stuck_does_not_turn_up_later(stored: StoredPolicy, home: Path) -> None:
+    recommender = service(stored, settings(home, log_seconds=0.3, log_queue=5), "champion")
+    with TestClient(build_api(lambda: recommender)) as client:
+        with sqlite3.connect(home / "interactions.db", isolation_level=None) as other:
+            other.execute("BEGIN IMMEDIATE")
+            answers = [client.post("/recommend", json=BODY) for _ in range(7)]
+            other.execute("ROLLBACK")
+        assert {answer.status_code for answer in answers} == {503}
+        assert "5 rows behind" in answers[-1].json()["error"]
+        deadline = time.monotonic() + 20
+        while (answer := client.post("/recommend", json=BODY)).status_code != 200:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+    recommender.close()
+    names = [row["request_id"] for row in logged(home, "recommendations")]
+    # The one that was being written when its client gave up may be there: nobody can take it back.
+    assert answer.json()["request_id"] in names and len(names) <= 2
 
 
 def test_it_may_be_told_to_answer_without_the_log_and_says_so(stored: StoredPolicy, home: Path) -> None:

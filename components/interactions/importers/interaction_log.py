@@ -7,6 +7,7 @@ was last written are left out, and their sessions end there, censored. Where no 
 
 import json
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -28,7 +29,7 @@ from components.interactions.contract import (
     Reward,
 )
 from components.interactions.importers._reading import collect, complete, in_parts, scan
-from components.interactions.log import CANDIDATE_LISTS, FEEDBACK, RECOMMENDATIONS, InteractionLog
+from components.interactions.log import CANDIDATE_LISTS, FEEDBACK, RECOMMENDATIONS, InteractionLog, microseconds
 from components.interactions.log_folder import Log, write_log
 
 ROWS_AT_A_TIME = 50_000
@@ -83,8 +84,15 @@ def import_log(config: Config, path: Path, out: Path, loop: str) -> Log:
     return import_database(config, f"sqlite:///{path}", out, loop)
 
 
-def import_database(config: Config, url: str, out: Path, loop: str) -> Log:
+def import_database(config: Config, url: str, out: Path, loop: str, until: datetime | None = None) -> Log:
     """Translate one loop's rows of an interaction log into a log in `out`.
+
+    Args:
+        config: what feedback counts, and what the rows mean.
+        url: of the database.
+        out: folder of the log.
+        loop: name of the loop.
+        until: what came later is as if it had not come yet.
 
     Raises:
         InputError: the loop has no request whose window is over, a feature has values of two kinds, the item table
@@ -92,7 +100,7 @@ def import_database(config: Config, url: str, out: Path, loop: str) -> Log:
         LogUnavailableError: the database cannot be reached.
     """
     with TemporaryDirectory() as scratch:
-        spool = _Spool(Path(scratch), InteractionLog(url), loop)
+        spool = _Spool(Path(scratch), InteractionLog(url), loop, until)
         requests = _sessions(spool, config)
         names = _names(spool)
         catalog, item_features = _items(config, requests, spool)
@@ -126,21 +134,25 @@ class _Names(BaseModel):
 class _Spool:
     """One state of a loop's rows, as Parquet files that may be larger than memory."""
 
-    def __init__(self, folder: Path, log: InteractionLog, loop: str) -> None:
+    def __init__(self, folder: Path, log: InteractionLog, loop: str, until: datetime | None) -> None:
         self.requests, self.feedback = folder / "requests", folder / "feedback"
-        shown = sa.select(*(RECOMMENDATIONS.c[name] for name in _SHOWN)).where(RECOMMENDATIONS.c.loop == loop)
+        own = [RECOMMENDATIONS.c.loop == loop, RECOMMENDATIONS.c.shown_at <= microseconds(until)]
+        shown = sa.select(*(RECOMMENDATIONS.c[name] for name in _SHOWN)).where(*own)
         heard = (
             sa.select(*(FEEDBACK.c[name] for name in _HEARD))
             .join(RECOMMENDATIONS, RECOMMENDATIONS.c.request_id == FEEDBACK.c.request_id)
-            .where(RECOMMENDATIONS.c.loop == loop)
+            .where(*own, FEEDBACK.c.received_at <= microseconds(until))
         )
+        named = CANDIDATE_LISTS.c.candidates_digest.in_(sa.select(RECOMMENDATIONS.c.candidates_digest).where(*own))
         with log.reading() as connection:
             n_requests = _dump(connection, shown, _SHOWN, self.requests)
             if n_requests == 0:
                 loops = sorted(connection.scalars(sa.select(RECOMMENDATIONS.c.loop).distinct()))
                 raise InputError(f"the interaction log holds no request of loop {loop!r}; it has {loops}")
             _dump(connection, heard, _HEARD, self.feedback)
-            lists = connection.execute(sa.select(CANDIDATE_LISTS.c.candidates_digest, CANDIDATE_LISTS.c.candidates))
+            lists = connection.execute(
+                sa.select(CANDIDATE_LISTS.c.candidates_digest, CANDIDATE_LISTS.c.candidates).where(named)
+            )
             self.candidate_lists = pl.DataFrame(
                 [(digest, json.loads(items)) for digest, items in lists], schema=CANDIDATE_SCHEMA, orient="row"
             )
@@ -183,19 +195,23 @@ def _sessions(spool: _Spool, config: Config) -> pl.LazyFrame:
     visit = (pause & pl.col("session_id").is_null()).cum_sum().over("user_id", "session_id")
     # A user's own name for a session may be another user's too.
     keys = keys.with_columns(
-        session_id=pl.format("{}/{}", "user_id", pl.coalesce("session_id", pl.format("visit-{}", visit)))
+        session_id=pl.when(pl.col("session_id").is_null())
+        .then(pl.format("{}/visit-{}", "user_id", visit))
+        .otherwise(pl.format("{}/named-{}", "user_id", "session_id"))
     )
-    left = spool.heard().filter("left").select("request_id").unique().with_columns(told_left=pl.lit(True)).collect()
-    keys = keys.join(left, on="request_id", how="left", maintain_order="left")
-    last = pl.col("shown_at") == pl.col("shown_at").max().over("session_id")
-    known_at = pl.col("shown_at") + pl.when(last & pl.col("told_left").is_null()).then(max(gap, window)).otherwise(
-        window
-    )
+    told = spool.heard().filter("left").select("request_id", "received_at").collect()
+    told = told.group_by("request_id").agg(told_left=pl.col("received_at").min())
+    keys = keys.join(told, on="request_id", how="left", maintain_order="left")
+    place = pl.int_range(pl.len(), dtype=pl.Int32).over("session_id")
+    last = place == pl.len().over("session_id") - 1
+    told_left = last & (pl.col("told_left") <= pl.col("shown_at") + window).fill_null(False)
+    paused = last & ~told_left & (log_end - pl.col("shown_at") >= gap)
     keys = keys.with_columns(
-        step=pl.int_range(pl.len(), dtype=pl.Int32).over("session_id"),
+        step=place,
         closed=((pl.col("shown_at") + window) <= log_end).cum_min().over("session_id"),
-        ended=last & (pl.col("told_left").fill_null(False) | (log_end - pl.col("shown_at") >= gap)),
-        known_at=known_at,
+        ended=told_left | paused,
+        # That a pause ended a session is known only after it.
+        known_at=pl.col("shown_at") + pl.when(paused).then(max(gap, window)).otherwise(window),
     ).filter("closed")
     if keys.is_empty():
         raise InputError(

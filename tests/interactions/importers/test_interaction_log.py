@@ -10,7 +10,7 @@ from polars.testing import assert_frame_equal
 
 from components.errors import InputError
 from components.interactions.contract import Evidence
-from components.interactions.importers.interaction_log import Config, import_log
+from components.interactions.importers.interaction_log import Config, import_database, import_log
 from components.interactions.log import Heard, InteractionLog, Recommended
 from components.interactions.log_folder import Log, open_log
 from components.validation.checks import ValidationConfig, validate
@@ -53,7 +53,7 @@ def imported(
 ) -> tuple[Log, dict[str, dict[str, Any]]]:
     log = InteractionLog(f"sqlite:///{database}")
     log.upgrade()
-    log.write(recommended, pieces)
+    log.write([recommended], pieces)
     import_log(config or Config(), database, database.parent / "log", "shop")
     whole = open_log(database.parent / "log")
     return whole, {row["request_id"]: row for row in whole.scan().collect().iter_rows(named=True)}
@@ -123,9 +123,9 @@ def test_a_pause_ends_a_session_unless_the_client_names_it(database: Path) -> No
     assert sessions["a1"] == ("u1/visit-0", 0, None)
     assert sessions["a2"] == ("u1/visit-0", 1, "left")
     assert sessions["a3"] == ("u1/visit-1", 0, "left")
-    assert sessions["b1"] == ("u2/v", 0, None)
-    assert sessions["b2"] == ("u2/v", 1, "left")
-    assert sessions["c1"] == ("u3/v", 0, "left")
+    assert sessions["b1"] == ("u2/named-v", 0, None)
+    assert sessions["b2"] == ("u2/named-v", 1, "left")
+    assert sessions["c1"] == ("u3/named-v", 0, "left")
 
 
 def test_what_is_not_over_is_left_out_and_its_session_is_censored(database: Path) -> None:
@@ -142,6 +142,28 @@ def test_a_user_who_is_known_to_have_left_has_left_at_once(database: Path) -> No
     assert rows["a1"]["session_end"] == "left"
     minutes = (rows["a1"]["available_at"] - rows["a1"]["timestamp"]).total_seconds() / 60
     assert minutes == 30
+
+
+def test_that_a_user_left_counts_within_the_window_alone(database: Path) -> None:
+    recommended = [shown("a1", 0), shown("b1", 500, user_id="u2")]
+    _, rows = imported(database, recommended, [heard("a1", 200, left=True)], Config(session_gap_minutes=1_000))
+    assert rows["a1"]["session_end"] == "censored"
+
+
+def test_what_came_later_is_as_if_it_had_not_come(database: Path) -> None:
+    """The log as of minute 100 is the same before and after more of it was written."""
+    recommended = [shown("a1", 0), shown("b1", 90, user_id="u2")]
+    imported(database, recommended, [heard("a1", 5, clicked=(True, False))])
+    log = InteractionLog(f"sqlite:///{database}")
+    moment = datetime.fromtimestamp((START + 100 * MINUTE) / 1e6, UTC)
+    state, digests = log.state("shop", moment), set()
+    for number in range(2):
+        out = database.parent / f"as-of-{number}"
+        digests.add(import_database(Config(), str(log.engine.url), out, "shop", moment).manifest.content_digest)
+        assert log.state("shop", moment) == state
+        log.write([[shown("a2", 110), shown("c1", 105, user_id="u3")]], [heard("a1", 101, clicked=(True, True))])
+    assert len(digests) == 1
+    assert log.state("shop") != state
 
 
 def test_that_a_session_ended_is_known_only_after_its_pause(database: Path) -> None:
@@ -174,9 +196,10 @@ def test_items_have_the_features_of_their_file(database: Path, tmp_path: Path) -
 
 
 def test_a_loop_is_imported_alone(database: Path) -> None:
-    other = replace(shown("n1", 0), loop="news")
-    _, rows = imported(database, [shown("r1", 0), other, LATER], [heard("n1", 1, clicked=(True, True))])
+    other = replace(shown("n1", 0), loop="news", candidates=("news-1", "b", "a"), catalog=True)
+    log, rows = imported(database, [shown("r1", 0), other, LATER], [heard("n1", 1, clicked=(True, True))])
     assert set(rows) == {"r1"}
+    assert "news-1" not in log.items()["item_id"].to_list() and log.candidate_table().is_empty()
 
 
 def test_the_storefront_s_log_comes_back_from_the_tables(storefront_log: Log, database: Path) -> None:
