@@ -116,7 +116,8 @@ def test_a_killed_worker_loses_nothing_in_sqlite(policy_tag: str, homes: tuple[P
 def test_a_killed_worker_loses_nothing_in_postgresql(
     policy_tag: str, homes: tuple[Path, Path, Path], postgresql: PostgreSql, n_kills: int
 ) -> None:
-    hold_against(postgresql.url, kill_under_load(build_bento({"champion": policy_tag}), postgresql.url, n_kills, homes))
+    url = postgresql.new_database()
+    hold_against(url, kill_under_load(build_bento({"champion": policy_tag}), url, n_kills, homes))
 
 
 @pytest.mark.services

@@ -142,7 +142,7 @@ def test_malformed_input_is_refused_by_the_name_of_its_field(
 
 
 @pytest.mark.parametrize("operation", ["/recommend", "/recommend/batch", "/feedback", "/feedback/batch"])
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_answers_are_what_the_schema_says(service: Service, operation: str, data: st.DataObject) -> None:
     """Bodies that the schema allows and bodies that it does not: never a 5xx, never an answer that it does not name."""
@@ -165,7 +165,7 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_no_body_makes_the_endpoint_fail(service: Service, data: st.DataObject) -> None:
     """A good body with some of its fields replaced by anything that JSON can say."""
