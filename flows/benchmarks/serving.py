@@ -44,7 +44,7 @@ def measure(context: Context) -> dict[str, Figure]:
 
 
 def _measured(quick: bool) -> dict[str, float]:
-    n_rounds, n_alone, n_together = (2, 50, 200) if quick else (7, 300, 1_600)
+    n_rounds, n_alone, n_together = (2, 50, 100) if quick else (5, 200, 300)
     with TemporaryDirectory() as scratch, ExitStack() as running:
         root = Path(scratch)
         log = storefront.write_storefront_log(storefront.Config(n_sessions=2_000), "shop", root / "log")
