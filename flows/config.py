@@ -27,6 +27,7 @@ from components.policies.session_encoder import EncoderConfig
 from components.validation.checks import ValidationConfig
 from components.world_model.adversarial import AdversarialConfig
 from components.world_model.training import LikelihoodConfig
+from services.settings import ServiceSettings
 
 #: Configuration of every source by its name: the simulator, and one for each importer's file.
 SOURCES: dict[str, type[BaseModel]] = {"storefront": storefront.Config} | {
@@ -144,6 +145,11 @@ def source_path(config: LoopConfig, path: Path | None) -> Path | None:
     if not path.exists():
         raise InputError(f"{path}: no such file or folder; source {name!r} reads it")
     return path.resolve()
+
+
+def interaction_database(path: Path | None) -> str:
+    """URL of the interaction log that the source `log` reads: an SQLite file, or without one the endpoint's own."""
+    return ServiceSettings().database if path is None else f"sqlite:///{path}"
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -8,14 +8,13 @@ from prefect import flow
 from components.interactions.importers import interaction_log, table
 from components.interactions.log import InteractionLog
 from flows import platform_stages, stages
-from flows.config import LoopConfig, source_path
+from flows.config import LoopConfig, interaction_database, source_path
 from flows.lineage import digest_of, folder_digest
 from flows.run_folder import enter_in_ledger, leave_run_folder
 from flows.run_record import RunSummary
 from flows.settings import PlatformSettings
 from flows.stage_store import StageRef
 from flows.tasks import Run, publish
-from services.settings import ServiceSettings
 
 
 @flow(name="retraining")
@@ -67,9 +66,8 @@ def source_ref(config: LoopConfig, path: Path | None) -> StageRef:
     """
     read = source_path(config, path)
     if isinstance(config.source, interaction_log.Config):
-        url = ServiceSettings().database if read is None else f"sqlite:///{read}"
         files = [] if config.source.items is None else [config.source.items]
-        state = InteractionLog(url).state(config.loop, config.as_of)
+        state = InteractionLog(interaction_database(read)).state(config.loop, config.as_of)
         return StageRef(path=read or Path(), digest=digest_of(state, *map(folder_digest, files)))
     if read is None:
         return StageRef(path=Path(), digest=digest_of("simulated"))

@@ -94,10 +94,9 @@ from components.world_model.environment import POOL_SESSIONS, WorldModel
 from components.world_model.training import Epoch, Progress, evaluate_likelihood, train_by_likelihood
 from components.world_model.user_model import UserModel
 from components.world_model.user_model_folder import StoredUserModel, load_user_model, save_user_model
-from flows.config import LoopConfig
+from flows.config import LoopConfig, interaction_database
 from flows.run_record import Curve, RankingQuality, Release
 from flows.stage_store import stage
-from services.settings import ServiceSettings
 
 POLICY, BASELINE = "reinforce", "cem"
 #: The estimators that the gate reads.
@@ -135,7 +134,7 @@ def write_source_log(config: LoopConfig, path: Path | None, out: Path) -> Log:
     if isinstance(source, storefront.Config):
         return storefront.write_storefront_log(source, config.loop, out)
     if isinstance(source, interaction_log.Config):
-        url = ServiceSettings().database if path is None else f"sqlite:///{path}"
+        url = interaction_database(path)
         return interaction_log.import_database(source, url, out, config.loop, config.as_of)
     assert path is not None
     return importers()[source.name].import_log(source, path, out, config.loop)  # type: ignore[attr-defined]

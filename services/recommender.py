@@ -213,13 +213,12 @@ def _response(row: Recommended, *, logged: bool) -> RecommendResponse:
 
 
 def _heard(feedback: Feedback) -> Heard:
-    told = feedback.model_dump_json(exclude={"feedback_id"})
+    named = feedback.feedback_id is not None
+    told = f"id:{feedback.feedback_id}" if named else feedback.model_dump_json(exclude={"feedback_id"})
     return Heard(
         request_id=feedback.request_id,
         # A digest in either case: what a client calls its feedback has no say in how long a key is.
-        feedback_id=hashlib.sha256(
-            f"id:{feedback.feedback_id}".encode() if feedback.feedback_id else told.encode()
-        ).hexdigest(),
+        feedback_id=hashlib.sha256(told.encode()).hexdigest(),
         received_at=time.time_ns() // 1_000,
         clicked=feedback.clicked,
         purchased=feedback.purchased,

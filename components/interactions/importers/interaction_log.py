@@ -28,7 +28,7 @@ from components.interactions.contract import (
     Responses,
     Reward,
 )
-from components.interactions.importers._reading import collect, complete, in_parts, scan
+from components.interactions.importers._reading import ROW, collect, complete, in_parts, scan
 from components.interactions.log import CANDIDATE_LISTS, FEEDBACK, RECOMMENDATIONS, InteractionLog, microseconds
 from components.interactions.log_folder import Log, write_log
 
@@ -345,7 +345,7 @@ def _items(config: Config, requests: pl.LazyFrame, spool: _Spool) -> tuple[pl.Da
     known = collect(named.drop_nulls().unique(), spool.requests)
     if config.items is None:
         return known, ()
-    table = collect(scan(config.items).drop("source_row"), config.items)
+    table = collect(scan(config.items).drop(ROW), config.items)
     if "item_id" not in table.columns:
         raise InputError(f"{config.items}: column 'item_id' is missing; the file has {table.columns}")
     table = table.with_columns(pl.col("item_id").cast(pl.String))
