@@ -109,7 +109,7 @@ def package_policy(
     package = Package(
         policy_tag=tags["challenger"],
         baseline_tag=tags["baseline"],
-        bento_tag=build_bento(tags),
+        bento_tag=build_bento(tags.values()),
         policy_digest=folder_digest(policy, ("policy.json", "policy.safetensors")),
     )
     (out / "package.json").write_text(package.model_dump_json(indent=2))

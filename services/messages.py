@@ -36,12 +36,6 @@ class RecommendRequest(LiveSession):
     session_id: Id | None = Field(
         default=None, description="The user's visit; without it a pause in the user's requests ends one."
     )
-    arm: str | None = Field(
-        default=None,
-        min_length=1,
-        max_length=64,
-        description="Policy to ask, by its arm; the champion, or the only one, without it.",
-    )
     idempotency_key: Id | None = Field(
         default=None, description="The same key with the same question gets the same answer, and is logged once."
     )
@@ -53,7 +47,7 @@ class RecommendResponse(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     request_id: str = Field(description="Names this request in logs and feedback.")
-    arm: str = Field(description="The arm that answered.")
+    arm: str = Field(description="The arm that serves this user.")
     policy: str = Field(description="Exact tag of the policy that answered.")
     slate: tuple[str, ...] = Field(description="Items to show, in display order.")
     log_prob: float = Field(description="Of the ordered slate under the policy, in nats.")

@@ -1,8 +1,8 @@
-"""A Bento: one version of the service's code, with the policies of its arms."""
+"""A Bento: one version of the service's code, and the policies that travel with it."""
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection
 from importlib.metadata import version
 from pathlib import Path
 from uuid import uuid4
@@ -20,26 +20,25 @@ PACKAGES = (
 )  # fmt: skip
 
 
-def build_bento(tags: Mapping[str, str], out: Path | None = None) -> str:
-    """Build the Bento that serves one policy per arm; returns its exact tag, to be served by `bentoml serve TAG`.
+def build_bento(policies: Collection[str] = (), out: Path | None = None) -> str:
+    """Build the Bento; returns its exact tag, to be served by `bentoml serve TAG`.
 
-    The version is a digest of arms, code and packages: the same ones give the Bento that is there already.
+    Which policies serve is said by releases, not by the Bento. The version is a digest of policies, code and packages:
+    the same ones give the Bento that is there already.
 
     Args:
-        tags: exact policy tag of each arm.
+        policies: exact tags of policies that are to be there wherever the Bento is.
         out: file for a copy that other machines can import (`bentoml import`); None keeps it in the store alone.
 
     Raises:
-        InputError: there are no arms, a tag is not exact or not in the store, or `out` cannot be written.
+        InputError: a tag is not exact or not in the store, or `out` cannot be written.
     """
     import bentoml
 
-    if not tags:
-        raise InputError("arms: there are none; expected at least one arm and its policy's tag")
-    for tag in tags.values():
-        load_model(tag)
+    for policy in policies:
+        load_model(policy)
     packages = [f"{name}=={version(name).partition('+')[0]}" for name in PACKAGES]
-    tag = f"{BENTO_NAME}:{_content_digest(tags, packages)}"
+    tag = f"{BENTO_NAME}:{_content_digest(policies, packages)}"
     try:
         bento = bentoml.get(tag)
     except bentoml.exceptions.NotFound:
@@ -47,12 +46,10 @@ def build_bento(tags: Mapping[str, str], out: Path | None = None) -> str:
             SERVICE,
             name=BENTO_NAME,
             version=tag.partition(":")[2],
-            labels={f"arm.{arm}": policy for arm, policy in tags.items()},
             include=["services/*.py", "components/**/*.py"],
-            models=[*sorted(set(tags.values()))],
+            models=[*sorted(set(policies))],
             # Locking would resolve over the network.
             python={"packages": packages, "lock_packages": False},
-            args={"arms": dict(tags)},
             build_ctx=str(REPOSITORY),
         )
     if out is not None:
@@ -65,8 +62,8 @@ def build_bento(tags: Mapping[str, str], out: Path | None = None) -> str:
     return str(bento.tag)
 
 
-def _content_digest(tags: Mapping[str, str], packages: list[str]) -> str:
-    digest = hashlib.sha256(json.dumps([sorted(tags.items()), packages]).encode())
+def _content_digest(policies: Collection[str], packages: list[str]) -> str:
+    digest = hashlib.sha256(json.dumps([sorted(set(policies)), packages]).encode())
     for folder in ("services", "components"):
         for path in sorted((REPOSITORY / folder).rglob("*.py")):
             digest.update(str(path.relative_to(REPOSITORY)).encode())

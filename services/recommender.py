@@ -4,16 +4,23 @@ import gc
 import hashlib
 import hmac
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from uuid import uuid4
 
 import bentoml
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 
 from components.errors import InputError
-from components.interactions.log import Heard, InteractionLog, KeyReusedError, LogUnavailableError, Recommended
-from components.policies.live_policy import LivePolicy
+from components.interactions.log import (
+    Heard,
+    InteractionLog,
+    KeyReusedError,
+    LogUnavailableError,
+    Recommended,
+    ShadowChoice,
+)
+from components.policies.live_policy import LivePolicy, LiveSession
+from components.policies.policy_folder import StoredPolicy
 from services.api import build_api
 from services.log_writer import LogWriter
 from services.messages import (
@@ -28,47 +35,23 @@ from services.messages import (
     Refusal,
 )
 from services.policy_store import load_model
+from services.releases import Arm, Releases
+from services.serving_release import ReleaseFollower, ServingRelease
 from services.settings import ServiceSettings
-
-#: The arm that answers where a request names none and there are several.
-DEFAULT_ARM = "champion"
-
-
-class ServiceArguments(BaseModel):
-    """What a Bento is built with."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    arms: dict[str, str] = Field(min_length=1, description="Exact tag of each arm's policy.")
-
-
-class ServedPolicy:
-    """A policy and the tag that names it."""
-
-    def __init__(self, tag: str, live: LivePolicy) -> None:
-        self.tag = tag
-        self.live = live
-
-
-def load_served_policies() -> dict[str, ServedPolicy]:
-    """The policies of the arms that this Bento was built with."""
-    arms = bentoml.use_arguments(ServiceArguments).arms
-    return {arm: ServedPolicy(tag, LivePolicy(load_model(tag))) for arm, tag in arms.items()}
 
 
 @bentoml.service(name="recommender", workers=1, logging={"access": {"enabled": False}})
 @bentoml.asgi_app(build_api(lambda: bentoml.get_current_service()))
 class Recommender:
-    """Recommends slates, one policy per arm, and hears what became of them."""
+    """Recommends slates by the policies that are released, and hears what became of them."""
 
     def __init__(
         self,
-        policies: Mapping[str, ServedPolicy] | None = None,
         settings: ServiceSettings | None = None,
         seed: int | None = None,
+        load: Callable[[str], StoredPolicy] = load_model,
     ) -> None:
         settings = settings or ServiceSettings()
-        self.policies = load_served_policies() if policies is None else policies
         self.max_body = settings.max_body
         self.generator = torch.Generator()
         if seed is None:
@@ -79,6 +62,7 @@ class Recommender:
         self._serve_without_log = settings.serve_without_log
         log = InteractionLog(settings.database)
         log.upgrade()
+        self._releases = ReleaseFollower(Releases(log), load, settings.release_seconds)
         self._log = LogWriter(log, longest_wait=settings.log_seconds, longest_queue=settings.log_queue)
         torch.set_num_threads(1)
         # Without this the collector walks the whole heap now and then, and requests wait 200 ms for it.
@@ -88,6 +72,7 @@ class Recommender:
     @bentoml.on_shutdown  # type: ignore[untyped-decorator]
     def close(self) -> None:
         """Write what waits for the log."""
+        self._releases.close()
         self._log.close()
 
     async def recommend(self, request: RecommendRequest) -> RecommendResponse:
@@ -133,11 +118,17 @@ class Recommender:
         return FeedbackBatchResponse(accepted=len(errors) - len(refused), refused=refused)
 
     async def _recommend(self, requests: Sequence[RecommendRequest], *, batch: bool) -> list[RecommendResponse]:
-        arms = [self._arm_of(request, f"requests.{place}." if batch else "") for place, request in enumerate(requests)]
+        # One look: a release that changes meanwhile is for whoever asks next.
+        serving = self._releases.serving
+        by_arm: dict[tuple[str, Arm], list[int]] = {}
+        for place, request in enumerate(requests):
+            try:
+                by_arm.setdefault((request.loop, _answering_arm(serving, request)), []).append(place)
+            except InputError as error:
+                raise InputError(f"{f'requests.{place}.' if batch else ''}{error}") from None
         rows: dict[int, Recommended] = {}
-        for arm in set(arms):
-            places = [place for place, own in enumerate(arms) if own == arm]
-            rows |= zip(places, self._choose([requests[place] for place in places], arm), strict=True)
+        for (loop, arm), places in by_arm.items():
+            rows |= zip(places, self._choose([requests[place] for place in places], serving[loop], arm), strict=True)
         in_order = [rows[place] for place in range(len(requests))]
         try:
             standing = await self._log.recommended(in_order)
@@ -151,8 +142,10 @@ class Recommender:
             raise
         return [_response(one, logged=True) for one in standing]
 
-    def _choose(self, requests: Sequence[RecommendRequest], arm: str) -> list[Recommended]:
-        served = self.policies[arm]
+    def _choose(self, requests: Sequence[RecommendRequest], serving: ServingRelease, arm: Arm) -> list[Recommended]:
+        release = serving.release
+        policy = release.policies()[arm]
+        live = serving.policies[policy]
         now = time.time_ns() // 1_000
         return [
             Recommended(
@@ -161,34 +154,43 @@ class Recommender:
                 user_id=self._user_hash(request.user_id),
                 session_id=request.session_id,
                 shown_at=now,
-                candidates=served.live.candidates(request),
+                candidates=live.candidates(request),
                 catalog=request.candidates is None,
                 slate=chosen.slate,
                 log_probs=chosen.log_probs,
                 events=tuple(event.model_dump() for event in request.events),
                 context=request.context,
-                policy=served.tag,
+                policy=policy,
                 arm=arm,
+                release=release.number,
                 question=self._question(request),
                 idempotency_key=request.idempotency_key,
+                shadow=shadow,
             )
-            for request, chosen in zip(requests, served.live.recommend(requests, self.generator), strict=True)
+            for request, chosen, shadow in zip(
+                requests,
+                live.recommend(requests, self.generator),
+                self._shadow_choices(requests, serving, live),
+                strict=True,
+            )
         ]
 
-    def _arm_of(self, request: RecommendRequest, where: str) -> str:
-        """The arm that answers, which can answer."""
-        arms = sorted(self.policies)
-        arm = request.arm or (arms[0] if len(arms) == 1 else DEFAULT_ARM)
-        if arm not in self.policies:
-            raise InputError(f"{where}arm: {arm!r} is not served; the arms are {arms}")
-        live = self.policies[arm].live
-        if request.loop != live.description.loop:
-            raise InputError(f"{where}loop: {request.loop!r} is not served here; expected {live.description.loop!r}")
-        try:
-            live.check(request)
-        except InputError as error:
-            raise InputError(f"{where}{error}") from None
-        return arm
+    def _shadow_choices(
+        self, requests: Sequence[RecommendRequest], serving: ServingRelease, live: LivePolicy
+    ) -> list[ShadowChoice | None]:
+        """What the shadow would show; nothing where it cannot be asked what was asked of the policy that answers."""
+        choices: list[ShadowChoice | None] = [None] * len(requests)
+        tag = serving.release.shadow
+        if tag is None:
+            return choices
+        shadow = serving.policies[tag]
+        # The same candidates for both, whatever catalogs they know.
+        asked = [request.model_copy(update={"candidates": live.candidates(request)}) for request in requests]
+        places = [place for place, request in enumerate(asked) if _can_be_asked(shadow, request)]
+        chosen = shadow.recommend([asked[place] for place in places], self.generator) if places else []
+        for place, choice in zip(places, chosen, strict=True):
+            choices[place] = ShadowChoice(tag, choice.slate, choice.log_probs)
+        return choices
 
     def _user_hash(self, user_id: str) -> str:
         return hmac.new(self._user_key, user_id.encode(), hashlib.sha256).hexdigest()
@@ -198,6 +200,28 @@ class Recommender:
         if request.idempotency_key is None:
             return ""
         return hmac.new(self._user_key, request.model_dump_json().encode(), hashlib.sha256).hexdigest()
+
+
+def _answering_arm(serving: Mapping[str, ServingRelease], request: RecommendRequest) -> Arm:
+    """The arm that serves the user, whose policy can answer.
+
+    Raises:
+        InputError: nothing is released of the loop, or the request does not fit the policy.
+    """
+    if request.loop not in serving:
+        raise InputError(f"loop: nothing is released of this loop; the loops with a release are {sorted(serving)}")
+    released = serving[request.loop]
+    arm = released.arm_of(request.user_id)
+    released.policies[released.release.policies()[arm]].check(request)
+    return arm
+
+
+def _can_be_asked(live: LivePolicy, session: LiveSession) -> bool:
+    try:
+        live.check(session)
+    except InputError:
+        return False
+    return True
 
 
 def _response(row: Recommended, *, logged: bool) -> RecommendResponse:

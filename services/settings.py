@@ -36,6 +36,9 @@ class ServiceSettings(BaseSettings):
     log_queue: int = Field(
         default=2_000, ge=1, le=1_000_000, description="Rows that may wait for the log before requests are refused."
     )
+    release_seconds: float = Field(
+        default=1.0, gt=0, le=60, description="Time between two looks of a worker for a changed release."
+    )
     max_body: int = Field(
         default=2_000_000, ge=1_000, le=100_000_000, description="Largest body of a request in bytes."
     )

@@ -14,9 +14,11 @@ import httpx
 import pytest
 import torch
 
+from components.interactions.log import InteractionLog
 from components.policies import plackett_luce
 from components.policies.live_policy import LivePolicy, LiveSession
 from components.policies.policy_folder import StoredPolicy
+from services.releases import Releases
 
 
 def asked_again(stored: StoredPolicy, body: dict[str, Any], slate: list[str]) -> float:
@@ -25,6 +27,14 @@ def asked_again(stored: StoredPolicy, body: dict[str, Any], slate: list[str]) ->
     live = LivePolicy(stored)
     places = torch.tensor([[live.candidates(session).index(item_id) for item_id in slate]])
     return float(plackett_luce.log_prob(live.logits([session]), places).double().sum())
+
+
+def release(database: str, policy: str, loop: str = "shop") -> None:
+    """Make a policy the loop's first champion."""
+    log = InteractionLog(database)
+    log.upgrade()
+    Releases(log).start(loop, policy, "the first one")
+    log.engine.dispose()
 
 
 def free_port() -> int:

@@ -27,6 +27,8 @@ AbLabel = Literal["live", "true simulator", "simulated in a world model"]
 POWER = 0.8
 #: Of an arm: with one there is no variance between users.
 FEWEST_USERS = 2
+#: How many salted hashes there are.
+HASHES = 2**64
 
 
 class AbResult(BaseModel):
@@ -109,28 +111,52 @@ class AbResult(BaseModel):
         return self
 
 
+class Assignment:
+    """Where users' salted hashes lie among all hashes: the same on every machine and in every version.
+
+    A user who is in at one share is in at every larger one, so a rollout that grows takes nobody out. Different salts
+    give independent assignments.
+
+    Raises:
+        InputError: the salt is empty.
+    """
+
+    def __init__(self, salt: str) -> None:
+        if not salt:
+            raise InputError(
+                "salt: is empty; expected the experiment's name, so that no two experiments share their arms"
+            )
+        self._salted = hashlib.blake2b(len(salt.encode()).to_bytes(4, "big") + salt.encode(), digest_size=8)
+
+    def is_lowest(self, user_id: str, share: float) -> bool:
+        """Whether a user's hash falls into the lowest share of all hashes."""
+        return self._hash(user_id) < _threshold(share)
+
+    def is_highest(self, user_id: str, share: float) -> bool:
+        """Whether a user's hash falls into the highest share: never one of the lowest, where both sum to at most 1."""
+        return self._hash(user_id) >= HASHES - _threshold(share)
+
+    def _hash(self, user_id: str) -> int:
+        digest = self._salted.copy()
+        digest.update(user_id.encode())
+        return int.from_bytes(digest.digest(), "big")
+
+
+def _threshold(share: float) -> int:
+    if not 0 <= share <= 1:
+        raise InputError(f"share: {share} lies outside 0 to 1")
+    return int(share * HASHES)
+
+
 def assign_arm(user_ids: Iterable[str], *, salt: str, share: float) -> Bool[np.ndarray, " U"]:
     """Which users get the treatment: those whose salted hash falls into the lowest share of all hashes.
-
-    The same on every machine and in every version. A user who is in at one share is in at every larger one, so a
-    rollout that grows takes nobody out. Different salts give independent assignments.
 
     Raises:
         InputError: the salt is empty or the share lies outside 0 to 1.
     """
-    if not salt:
-        raise InputError("salt: is empty; expected the experiment's name, so that no two experiments share their arms")
-    if not 0 <= share <= 1:
-        raise InputError(f"share: {share} lies outside 0 to 1")
-    salted = hashlib.blake2b(len(salt.encode()).to_bytes(4, "big") + salt.encode(), digest_size=8)
-    threshold = int(share * 2**64)
-    return np.fromiter((_hash(salted, user_id) < threshold for user_id in user_ids), dtype=bool)
-
-
-def _hash(salted: "hashlib.blake2b", user_id: str) -> int:
-    digest = salted.copy()
-    digest.update(user_id.encode())
-    return int.from_bytes(digest.digest(), "big")
+    assignment = Assignment(salt)
+    _threshold(share)
+    return np.fromiter((assignment.is_lowest(user_id, share) for user_id in user_ids), dtype=bool)
 
 
 def analyze_ab(

@@ -42,6 +42,7 @@ RECOMMENDATIONS = sa.Table(
     sa.Column("context", sa.Text, nullable=False),
     sa.Column("policy", sa.Text, nullable=False),
     sa.Column("arm", sa.String(64), nullable=False),
+    sa.Column("release", sa.Integer),
     sa.Column("idempotency_key", sa.Text),
     sa.Column("question", sa.String(64), nullable=False),
     sa.UniqueConstraint("loop", "idempotency_key", name="one_answer_per_key"),
@@ -65,6 +66,31 @@ FEEDBACK = sa.Table(
     sa.Column("request_signals", sa.Text, nullable=False),
     sa.Column("left", sa.Boolean, nullable=False),
 )
+SHADOW_CHOICES = sa.Table(
+    "shadow_choices",
+    metadata,
+    sa.Column("request_id", sa.String(64), primary_key=True),
+    sa.Column("policy", sa.Text, nullable=False),
+    sa.Column("slate", sa.Text, nullable=False),
+    sa.Column("log_probs", sa.Text, nullable=False),
+)
+RELEASES = sa.Table(
+    "releases",
+    metadata,
+    sa.Column("loop", sa.String(64), primary_key=True),
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("released_at", sa.BigInteger, nullable=False),
+    sa.Column("action", sa.String(16), nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("champion", sa.Text, nullable=False),
+    sa.Column("challenger", sa.Text),
+    sa.Column("challenger_share", sa.Float, nullable=False),
+    sa.Column("baseline", sa.Text),
+    sa.Column("baseline_share", sa.Float, nullable=False),
+    sa.Column("shadow", sa.Text),
+    sa.Column("salt", sa.String(64), nullable=False),
+    sa.Column("planned_sessions", sa.Integer),
+)
 
 
 def _insert(table: sa.Table) -> sa.TextClause:
@@ -75,7 +101,7 @@ def _insert(table: sa.Table) -> sa.TextClause:
 
 #: Inserts that leave rows alone which are there already. As text: what SQLAlchemy would make of them it compiles anew
 #: each time, which takes as long as the writing.
-_INSERT = {table: _insert(table) for table in (RECOMMENDATIONS, CANDIDATE_LISTS, FEEDBACK)}
+_INSERT = {table: _insert(table) for table in (RECOMMENDATIONS, SHADOW_CHOICES, CANDIDATE_LISTS, FEEDBACK)}
 MIGRATIONS = Path(__file__).parent / "migrations"
 #: Milliseconds for which SQLite waits for another writer, and seconds for which PostgreSQL may take to answer.
 BUSY_MILLISECONDS, CONNECT_SECONDS = 2_000, 2
@@ -99,6 +125,16 @@ class KeyReusedError(InputError):
 
 
 @dataclass(frozen=True)
+class ShadowChoice:
+    """What another policy would have shown at a request; the user never saw it."""
+
+    policy: str
+    slate: tuple[str, ...]
+    log_probs: tuple[float, ...]
+    """Per position, under that policy."""
+
+
+@dataclass(frozen=True)
 class Recommended:
     """One recommendation, as it is logged."""
 
@@ -118,9 +154,12 @@ class Recommended:
     context: Mapping[str, str | float | None]
     policy: str
     arm: str
+    release: int
+    """Number of the loop's release that chose policy and arm."""
     question: str
     """Digest of what was asked: a key that is used again must come with the same question."""
     idempotency_key: str | None = None
+    shadow: ShadowChoice | None = None
 
 
 @dataclass(frozen=True)
@@ -206,12 +245,7 @@ class InteractionLog:
         Raises:
             LogUnavailableError: the database cannot be reached or written.
         """
-        with self._available(), self.engine.begin() as connection:
-            if self.engine.dialect.name == "postgresql":
-                limit = f"{BUSY_MILLISECONDS}ms"
-                connection.exec_driver_sql(
-                    f"SET LOCAL lock_timeout = '{limit}'; SET LOCAL statement_timeout = '{limit}'"
-                )
+        with self.writing() as connection:
             standing = self._write_recommendations(connection, calls)
             return standing, self._write_feedback(connection, heard)
 
@@ -238,6 +272,21 @@ class InteractionLog:
             return _json([list(connection.execute(rows).one()) for rows in (asked, told)])
 
     @contextmanager
+    def writing(self) -> Iterator[sa.Connection]:
+        """A connection in one transaction: all that it writes is kept, or none.
+
+        Raises:
+            LogUnavailableError: the database cannot be reached or written.
+        """
+        with self._available(), self.engine.begin() as connection:
+            if self.engine.dialect.name == "postgresql":
+                limit = f"{BUSY_MILLISECONDS}ms"
+                connection.exec_driver_sql(
+                    f"SET LOCAL lock_timeout = '{limit}'; SET LOCAL statement_timeout = '{limit}'"
+                )
+            yield connection
+
+    @contextmanager
     def reading(self) -> Iterator[sa.Connection]:
         """A connection that sees one state of the log, and keeps nobody from writing.
 
@@ -252,9 +301,15 @@ class InteractionLog:
             )
         options = {"reads": True} if self.engine.dialect.name == "sqlite" else {"isolation_level": "REPEATABLE READ"}
         with self._available(), self.engine.connect().execution_options(**options) as connection:
-            if not sa.inspect(connection).has_table(RECOMMENDATIONS.name):
+            tables = sa.inspect(connection).get_table_names()
+            if RECOMMENDATIONS.name not in tables:
                 raise InputError(
                     f"{self.engine.url.render_as_string()}: holds no interaction log; serve a policy first"
+                )
+            if missing := sorted(set(metadata.tables) - set(tables)):
+                raise InputError(
+                    f"{self.engine.url.render_as_string()}: is an older interaction log, without {', '.join(missing)}; "
+                    "start the endpoint once, or look at its releases, to bring it up to date"
                 )
             yield connection
 
@@ -289,7 +344,12 @@ class InteractionLog:
         connection.execute(_INSERT[RECOMMENDATIONS], [_row(one) for one in new])
         # Another process may have answered the same key in the meantime.
         theirs = _answered(connection, [one for one in new if one.idempotency_key is not None])
-        if all(answer.request_id == first[key].request_id for key, answer in theirs.items()):
+        beaten = {key for key, answer in theirs.items() if answer.request_id != first[key].request_id}
+        if shadows := [
+            _shadow_row(one.request_id, one.shadow) for one in new if one.shadow is not None and _key(one) not in beaten
+        ]:
+            connection.execute(_INSERT[SHADOW_CHOICES], shadows)
+        if not beaten:
             return standing
         return [
             call if isinstance(call, KeyReusedError) else [theirs.get(_key(one), one) for one in call]
@@ -362,8 +422,18 @@ def _row(one: Recommended) -> dict[str, Any]:
         "context": _json(one.context),
         "policy": one.policy,
         "arm": one.arm,
+        "release": one.release,
         "idempotency_key": one.idempotency_key,
         "question": one.question,
+    }
+
+
+def _shadow_row(request_id: str, choice: ShadowChoice) -> dict[str, Any]:
+    return {
+        "request_id": request_id,
+        "policy": choice.policy,
+        "slate": _json(choice.slate),
+        "log_probs": _json(choice.log_probs),
     }
 
 
@@ -392,6 +462,7 @@ def _answered(connection: sa.Connection, keyed: Sequence[Recommended]) -> dict[t
                 log_probs=tuple(json.loads(row.log_probs)),
                 policy=row.policy,
                 arm=row.arm,
+                release=row.release,
                 question=row.question,
             )
     return answered

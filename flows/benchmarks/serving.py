@@ -32,9 +32,15 @@ HELD = 0.5
 _BUILD = """
 import sys
 from pathlib import Path
+from components.interactions.log import InteractionLog
 from services.packaging import build_bento
 from services.policy_store import save_model
-print(build_bento({"champion": save_model(Path(sys.argv[1]), name="untrained", lineage={}, decision={})}))
+from services.releases import Releases
+from services.settings import ServiceSettings
+log = InteractionLog(ServiceSettings().database)
+log.upgrade()
+Releases(log).start("shop", save_model(Path(sys.argv[1]), name="untrained", lineage={}, decision={}), "to be measured")
+print(build_bento())
 """
 
 

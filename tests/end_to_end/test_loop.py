@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import polars as pl
 import pytest
-from bento_server import asked_again, served
+from bento_server import asked_again, release, served
 from click.testing import Result
 from slateloop_process import LEARN_LITTLE, SMALL_SHOP, STAGES, Answer, Place
 from typer.testing import CliRunner
@@ -127,16 +127,17 @@ def test_the_library_reproduces_the_log_prob_of_a_slate_served_by_the_loops_bent
     body: dict[str, Any] = {
         "loop": "shop",
         "user_id": "somebody",
-        "arm": "challenger",
         "candidates": [*items[:12], "an-item-of-tomorrow"],
         "past_requests": [{"slate": items[:4], "clicked": [True, False, False, False]}],
     }
     stored = load_policy((run_folder(first_run) / POLICY).parent)
-    with served(lineage["bento_tag"], shop.root / "home" / "bentoml", tmp_path) as address:
+    release(f"sqlite:///{tmp_path / 'interactions.db'}", lineage["policy_tag"])
+    variables = {"SLATELOOP_HOME": str(tmp_path)}
+    with served(lineage["bento_tag"], shop.root / "home" / "bentoml", tmp_path, variables) as address:
         answer = httpx.post(f"{address}/recommend", json=body, timeout=30)
     assert answer.status_code == 200, answer.text
     told = answer.json()
-    assert (told["arm"], told["policy"]) == ("challenger", lineage["policy_tag"])
+    assert (told["arm"], told["policy"]) == ("champion", lineage["policy_tag"])
     assert told["log_prob"] == pytest.approx(asked_again(stored, body, told["slate"]), abs=1e-5)
 
 

@@ -350,7 +350,7 @@ def test_the_interaction_log_is_imported_from_the_endpoint_s_database(
     log = InteractionLog(database)
     log.upgrade()
     shown = Recommended(
-        "r1", "shop", "u1", None, 0, ("a", "b"), False, ("b",), (-0.7,), (), {}, "p:1", "champion", question=""
+        "r1", "shop", "u1", None, 0, ("a", "b"), False, ("b",), (-0.7,), (), {}, "p:1", "champion", 1, question=""
     )
     log.write([[shown, replace(shown, request_id="r2", user_id="u2", shown_at=10**12)]])
     monkeypatch.setenv("SLATELOOP_DATABASE", database)

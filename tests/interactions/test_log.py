@@ -36,6 +36,7 @@ SHOWN = Recommended(
     context={"device": "phone"},
     policy="p:1",
     arm="champion",
+    release=3,
     question="q1",
 )
 

@@ -14,7 +14,7 @@ import httpx
 import psutil
 import pytest
 import sqlalchemy as sa
-from bento_server import served
+from bento_server import release, served
 from postgresql_server import PostgreSql
 
 from components.interactions.log import FEEDBACK, RECOMMENDATIONS, InteractionLog
@@ -107,7 +107,8 @@ def homes(bentoml_home: Path, tmp_path: Path) -> tuple[Path, Path, Path]:
 @pytest.mark.parametrize("n_kills", [2, pytest.param(200, marks=[pytest.mark.slow, pytest.mark.timeout(3_600)])])
 def test_a_killed_worker_loses_nothing_in_sqlite(policy_tag: str, homes: tuple[Path, Path, Path], n_kills: int) -> None:
     url = f"sqlite:///{homes[2] / 'interactions.db'}"
-    hold_against(url, kill_under_load(build_bento({"champion": policy_tag}), url, n_kills, homes))
+    release(url, policy_tag)
+    hold_against(url, kill_under_load(build_bento(), url, n_kills, homes))
 
 
 @pytest.mark.services
@@ -117,7 +118,8 @@ def test_a_killed_worker_loses_nothing_in_postgresql(
     policy_tag: str, homes: tuple[Path, Path, Path], postgresql: PostgreSql, n_kills: int
 ) -> None:
     url = postgresql.new_database()
-    hold_against(url, kill_under_load(build_bento({"champion": policy_tag}), url, n_kills, homes))
+    release(url, policy_tag)
+    hold_against(url, kill_under_load(build_bento(), url, n_kills, homes))
 
 
 @pytest.mark.services
@@ -125,8 +127,10 @@ def test_a_stopped_database_refuses_clearly_and_its_return_needs_no_restart(
     policy_tag: str, homes: tuple[Path, Path, Path], postgresql: PostgreSql
 ) -> None:
     bentoml_home, folder, home = homes
-    variables = {"SLATELOOP_HOME": str(home), "SLATELOOP_DATABASE": postgresql.new_database()}
-    with served(build_bento({"champion": policy_tag}), bentoml_home, folder, variables) as address:
+    url = postgresql.new_database()
+    release(url, policy_tag)
+    variables = {"SLATELOOP_HOME": str(home), "SLATELOOP_DATABASE": url}
+    with served(build_bento(), bentoml_home, folder, variables) as address:
 
         def ask() -> Any:
             return httpx.post(f"{address}/recommend", json=BODY, timeout=20)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import schemathesis
+from bento_server import release
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from schemathesis.checks import (
@@ -20,10 +21,9 @@ from sqlalchemy import func, select
 from starlette.testclient import TestClient
 
 from components.interactions.log import FEEDBACK, RECOMMENDATIONS, InteractionLog
-from components.policies.live_policy import LivePolicy
 from components.policies.policy_folder import StoredPolicy
 from services.api import build_api
-from services.recommender import Recommender, ServedPolicy
+from services.recommender import Recommender
 from services.settings import ServiceSettings
 
 QUESTION: dict[str, Any] = {
@@ -35,7 +35,6 @@ QUESTION: dict[str, Any] = {
     "context": {"device": "phone"},
     "events": [{"type": "view", "item_id": "item-0002"}],
     "past_requests": [{"slate": ["item-0009"], "clicked": [True], "purchased": [False], "events": [], "context": {}}],
-    "arm": "champion",
     "idempotency_key": None,
 }
 #: What is wrong in any place but for those that take it.
@@ -44,8 +43,8 @@ WRONG: dict[str, Any] = {
     "a control character": "a\x00b",
 }  # fmt: skip
 FITS = {
-    ("loop", "a text"), ("user_id", "a text"), ("session_id", "a text"), ("session_id", "null"), ("arm", "a text"),
-    ("arm", "null"), ("idempotency_key", "a text"), ("idempotency_key", "null"), ("candidates", "null"),
+    ("loop", "a text"), ("user_id", "a text"), ("session_id", "a text"), ("session_id", "null"),
+    ("idempotency_key", "a text"), ("idempotency_key", "null"), ("candidates", "null"),
     ("slate_size", "null"), ("clicked", "null"), ("purchased", "null"), ("feedback_id", "null"),
     ("feedback_id", "a text"), ("request_id", "a text"), ("left", "true"), ("request_signals", "an object"),
 }  # fmt: skip
@@ -56,8 +55,8 @@ class Service:
 
     def __init__(self, stored: StoredPolicy, home: Path) -> None:
         settings = ServiceSettings(home=home)
-        policies = {"champion": ServedPolicy("p:1", LivePolicy(stored))}
-        self.recommender = Recommender.inner(policies=policies, settings=settings, seed=0)
+        release(settings.database, "p:1")
+        self.recommender = Recommender.inner(settings=settings, seed=0, load=lambda tag: stored)
         self.client = TestClient(build_api(lambda: self.recommender), raise_server_exceptions=False)
         self.log = InteractionLog(settings.database)
         self.request_id = self.client.post("/recommend", json=QUESTION).json()["request_id"]
@@ -103,7 +102,7 @@ def cases() -> Iterator[Any]:
     for field, value in (
         ("candidates", ["a", "a"]), ("candidates", []), ("candidates", ["a", 1]), ("candidates", ["x" * 257]),
         ("slate_size", 0), ("slate_size", 101), ("slate_size", 1.5), ("user_id", "u" * 257), ("loop", "another"),
-        ("arm", "nobody"), ("context", {"colour": "red"}), ("context", {"device": 1.0}), ("context", {"device": []}),
+        ("context", {"colour": "red"}), ("context", {"device": 1.0}), ("context", {"device": []}),
         ("events", [{"type": "view"}]), ("events", [{"item_id": "a"}]), ("events", [{"type": "", "item_id": "a"}]),
         ("events", [{"type": "view", "item_id": "a"}] * 1_001), ("past_requests", [{}]),
         ("past_requests", [{"slate": ["a"], "clicked": [1.5]}]), ("past_requests", [{"slate": ["a"], "clicked": []}]),

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +13,17 @@ import bentoml
 import httpx
 import pytest
 import torch
-from bento_server import asked_again, served
+from bento_server import asked_again, release, served
 from starlette.testclient import TestClient
 
+from components.errors import InputError
 from components.interactions.batching import SessionReader
 from components.interactions.importers import interaction_log
-from components.policies.live_policy import LivePolicy
 from components.policies.policy_folder import StoredPolicy
 from services.api import build_api
 from services.packaging import build_bento
 from services.policy_store import load_model
-from services.recommender import Recommender, ServedPolicy
+from services.recommender import Recommender
 from services.settings import ServiceSettings
 
 TAG = "shop-policy:v1"
@@ -47,9 +48,11 @@ def settings(home: Path, **changes: Any) -> ServiceSettings:
     return ServiceSettings(home=home, **changes)
 
 
-def service(stored: StoredPolicy, settings: ServiceSettings, *arms: str) -> Any:
-    policies = {arm: ServedPolicy(TAG, LivePolicy(stored)) for arm in arms}
-    return Recommender.inner(policies=policies, settings=settings, seed=0)
+def service(stored: StoredPolicy, settings: ServiceSettings) -> Any:
+    """The endpoint in this process; its database's first service releases the policy."""
+    with suppress(InputError):
+        release(settings.database, TAG)
+    return Recommender.inner(settings=settings, seed=0, load=lambda tag: stored)
 
 
 @pytest.fixture
@@ -59,8 +62,8 @@ def home(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def client(stored: StoredPolicy, home: Path) -> Iterator[TestClient]:
-    """The endpoint in this process, with one arm and a seed."""
-    recommender = service(stored, settings(home, log_seconds=4.0), "treatment")
+    """The endpoint in this process, with one policy and a seed."""
+    recommender = service(stored, settings(home, log_seconds=4.0))
     with TestClient(build_api(lambda: recommender), raise_server_exceptions=False) as client:
         yield client
     recommender.close()
@@ -78,7 +81,7 @@ def test_the_answer_carries_a_slate_of_the_candidates_and_its_log_prob(
     answer = client.post("/recommend", json=BODY)
     assert answer.status_code == 200
     told = answer.json()
-    assert (told["policy"], told["arm"], told["logged"]) == (TAG, "treatment", True)
+    assert (told["policy"], told["arm"], told["logged"]) == (TAG, "champion", True)
     assert len(set(told["slate"])) == 4
     assert set(told["slate"]) <= set(BODY["candidates"])
     assert told["log_prob"] == pytest.approx(sum(told["log_probs"]), abs=1e-9)
@@ -105,7 +108,7 @@ def test_a_user_has_one_hash_in_every_process_and_another_under_another_key(
 ) -> None:
     hashes = []
     for name, key in (("one", None), ("one", None), ("two", None), ("three", "0123456789abcdef")):
-        recommender = service(stored, settings(tmp_path / name, user_key=key), "champion")
+        recommender = service(stored, settings(tmp_path / name, user_key=key))
         with TestClient(build_api(lambda recommender=recommender: recommender)) as client:
             client.post("/recommend", json=BODY)
         recommender.close()
@@ -201,8 +204,7 @@ def test_pieces_of_a_feedback_batch_are_kept_or_refused_by_themselves(client: Te
         ),
         ({"candidates": ["a", ""]}, "candidates.1: String should have at least 1 character"),
         ({"surprise": 1}, "surprise: Extra inputs are not permitted"),
-        ({"loop": "another"}, "loop: 'another' is not served here; expected 'shop'"),
-        ({"arm": "control"}, "arm: 'control' is not served; the arms are ['treatment']"),
+        ({"loop": "another"}, "loop: nothing is released of this loop; the loops with a release are ['shop']"),
         ({"context": {"colour": "red"}}, "context: 'colour' is unknown"),
         ({"past_requests": [{"slate": ["a"], "context": {"device": 1}}]}, "past_requests.0.context: 'device' is 1.0"),
         ({"past_requests": [{"slate": ["a"], "clicked": []}]}, "clicked has 0 values; expected 1"),
@@ -258,7 +260,7 @@ def test_while_the_log_cannot_be_written_nothing_is_answered_and_afterwards_it_i
 
 
 def test_what_was_refused_while_the_log_was_stuck_does_not_turn_up_later(stored: StoredPolicy, home: Path) -> None:
-    recommender = service(stored, settings(home, log_seconds=0.3, log_queue=5), "champion")
+    recommender = service(stored, settings(home, log_seconds=0.3, log_queue=5))
     with TestClient(build_api(lambda: recommender)) as client:
         with sqlite3.connect(home / "interactions.db", isolation_level=None) as other:
             other.execute("BEGIN IMMEDIATE")
@@ -277,7 +279,7 @@ def test_what_was_refused_while_the_log_was_stuck_does_not_turn_up_later(stored:
 
 
 def test_it_may_be_told_to_answer_without_the_log_and_says_so(stored: StoredPolicy, home: Path) -> None:
-    recommender = service(stored, settings(home, serve_without_log=True, log_seconds=0.5), "champion")
+    recommender = service(stored, settings(home, serve_without_log=True, log_seconds=0.5))
     with TestClient(build_api(lambda: recommender)) as client:
         with sqlite3.connect(home / "interactions.db", isolation_level=None) as other:
             other.execute("BEGIN IMMEDIATE")
@@ -285,14 +287,6 @@ def test_it_may_be_told_to_answer_without_the_log_and_says_so(stored: StoredPoli
             other.execute("ROLLBACK")
         assert told["logged"] is False and len(told["slate"]) == 4
         assert client.post("/recommend", json=BODY).json()["logged"] is True
-    recommender.close()
-
-
-def test_without_an_arm_the_champion_answers(stored: StoredPolicy, home: Path) -> None:
-    recommender = service(stored, settings(home), "challenger", "champion")
-    with TestClient(build_api(lambda: recommender)) as client:
-        assert client.post("/recommend", json=BODY).json()["arm"] == "champion"
-        assert client.post("/recommend", json=BODY | {"arm": "challenger"}).json()["arm"] == "challenger"
     recommender.close()
 
 
@@ -352,7 +346,8 @@ def test_the_module_is_imported_without_a_model_store(tmp_path: Path) -> None:
 def address(policy_tag: str, bentoml_home: Path, tmp_path: Path, home: Path) -> Iterator[str]:
     """A Bento with the policy, served by a process of its own."""
     variables = {"SLATELOOP_HOME": str(home)}
-    with served(build_bento({"champion": policy_tag}), bentoml_home, tmp_path, variables) as address:
+    release(f"sqlite:///{home / 'interactions.db'}", policy_tag)
+    with served(build_bento(), bentoml_home, tmp_path, variables) as address:
         yield address
 
 
@@ -366,15 +361,15 @@ def test_a_served_bento_logs_what_it_shows_and_hears(address: str, policy_tag: s
         assert told["log_prob"] == pytest.approx(asked_again(stored, BODY, told["slate"]), abs=1e-5)
         piece = {"request_id": told["request_id"], "clicked": [True, False, False, False]}
         assert httpx.post(f"{address}/feedback", json=piece, timeout=20).status_code == 200
-    refused = httpx.post(f"{address}/recommend", json=BODY | {"arm": "nobody"}, timeout=20)
+    refused = httpx.post(f"{address}/recommend", json=BODY | {"loop": "another"}, timeout=20)
     assert refused.status_code == 422
-    assert "the arms are ['champion']" in refused.json()["error"]
+    assert "the loops with a release are ['shop']" in refused.json()["error"]
     assert len(logged(home, "recommendations")) == len(logged(home, "feedback")) == 3
     assert httpx.get(f"{address}/openapi.json", timeout=20).json()["info"]["title"] == "Slateloop recommender"
 
 
-def test_the_same_arms_and_code_are_the_same_bento(policy_tag: str) -> None:
-    first = build_bento({"champion": policy_tag})
+def test_the_same_policies_and_code_are_the_same_bento(policy_tag: str) -> None:
+    first = build_bento([policy_tag])
     created = bentoml.get(first).info.creation_time
-    assert build_bento({"champion": policy_tag}) == first
+    assert build_bento([policy_tag]) == first
     assert bentoml.get(first).info.creation_time == created

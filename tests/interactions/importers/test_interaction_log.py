@@ -31,6 +31,7 @@ SHOWN = Recommended(
     context={"device": "phone", "hour": 8.5},
     policy="p:1",
     arm="champion",
+    release=3,
     question="",
 )
 
@@ -77,7 +78,8 @@ def test_a_request_becomes_a_row_of_the_contract(database: Path) -> None:
     assert (row["slate_log_prob"], row["position_log_probs"]) == (-0.75, [-0.5, -0.25])
     assert (row["clicked"], row["purchased"]) == ([True, False], [False, False])
     assert (row["events"], row["context"]) == ([{"type": "view", "item_id": "d"}], {"device": "phone", "hour": 8.5})
-    assert (row["policy"], row["arm"], row["session_end"]) == ("p:1", "champion", "left")
+    assert (row["policy"], row["arm"], row["experiment"]) == ("p:1", "champion", "release-3")
+    assert row["session_end"] == "left"
     assert row["timestamp"] == datetime.fromtimestamp(START / 1e6, UTC)
     assert log.items()["item_id"].to_list() == ["a", "b", "c", "d"]
 
@@ -223,6 +225,7 @@ def test_the_storefront_s_log_comes_back_from_the_tables(storefront_log: Log, da
                 context=row["context"],
                 policy=row["policy"],
                 arm="champion",
+                release=1,
                 question="",
             )
         )
