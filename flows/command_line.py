@@ -4,15 +4,18 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, NoReturn, ParamSpec
+from typing import TYPE_CHECKING, Annotated, NoReturn, ParamSpec
 
 import typer
 
 from components.errors import InputError, SlateloopError
 from flows.settings import PlatformSettings, prepare_environment, require_writable
+
+if TYPE_CHECKING:
+    from services.releases import Release
 
 DECIDED, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
 
@@ -36,6 +39,8 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="Versions of the data folder.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+release_app = typer.Typer(help="Which policies serve a loop, and whom.", no_args_is_help=True)
+app.add_typer(release_app, name="release")
 
 P = ParamSpec("P")
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout; messages go to stderr.")]
@@ -44,6 +49,8 @@ SourceName = Annotated[
 ]
 SourcePath = Annotated[Path | None, typer.Option("--path", help="File or folder that the source reads.")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file; it holds only what differs.")]
+LoopName = Annotated[str, typer.Option("--loop", help="Name of the loop.")]
+Reason = Annotated[str, typer.Option("--reason", help="Why, in a sentence that stays with the release.")]
 Settings = Annotated[list[str] | None, typer.Option("--set", help="One setting: reinforce.gamma=0.8", metavar="A.B=C")]
 
 
@@ -356,6 +363,146 @@ def record_ab(
     print(f"{entry.run}: {entry.ab.label} A/B recorded, {entry.ab.verdict}")
 
 
+@app.command("ab-report", epilog="Example: slateloop ab-report --set loop=shop --guard")
+@command
+def report_ab(
+    config: ConfigFile = None,
+    settings: Settings = None,
+    path: SourcePath = None,
+    guard: Annotated[bool, typer.Option("--guard", help="Take the challenger away where harm is proven.")] = False,
+    out: Annotated[Path | None, typer.Option("--out", help="File for the result, for record-ab.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """What the canary's A/B in live traffic shows so far, and what the gate says of it."""
+    from flows.ab_report import analyze_release, guarded, write_report
+    from flows.config import load_config, source_path
+
+    loaded = load_config(config, settings or [], "log")
+    file = source_path(loaded, path)
+    report = analyze_release(loaded, file)
+    if guard:
+        report = guarded(report, file)
+    if out is not None:
+        write_report(report, out)
+    if as_json:
+        print(report.model_dump_json(indent=2))
+        return
+    from rich.console import Console
+
+    from flows.terminal import ab_panel
+
+    Console().print(ab_panel(report))
+
+
+@release_app.command("status", epilog="Example: slateloop release status --loop shop")
+@command
+def show_release(
+    loop: LoopName = "shop",
+    history: Annotated[bool, typer.Option("--history", help="All releases of the loop, oldest first.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Who serves whom."""
+    from flows.releasing import open_releases
+
+    releases = open_releases()
+    shown = releases.history(loop) if history else [releases.serving(loop)]
+    _show_releases(shown, as_json)
+
+
+@release_app.command("promote", epilog="Example: slateloop release promote --policy shop-cem:1a2b3c")
+@command
+def promote_policy(
+    policy: Annotated[
+        str | None, typer.Option("--policy", help="Exact tag of the loop's first champion; no other needs it.")
+    ] = None,
+    loop: LoopName = "shop",
+    config: ConfigFile = None,
+    settings: Settings = None,
+    reason: Reason = "",
+    as_json: AsJson = False,
+) -> None:
+    """Make the challenger the champion, if its evidence and its live A/B say so; or release a loop's first champion."""
+    from flows import releasing
+
+    releases = releasing.open_releases()
+    if policy is not None:
+        releasing.require_policy(loop, policy)
+        release = releases.start(loop, policy, reason or "the first champion")
+    else:
+        from flows.ab_report import analyze_release
+        from flows.config import load_config
+
+        loaded = load_config(config, [*(settings or []), f"loop={loop}"], "log")
+        release = releasing.promote(releases, analyze_release(loaded), reason)
+    _show_releases([release], as_json)
+
+
+@release_app.command("canary", epilog="Example: slateloop release canary --policy shop-reinforce:1a2b3c --share 0.05")
+@command
+def release_canary(
+    policy: Annotated[str, typer.Option("--policy", help="Exact tag of the policy that asks to serve.")],
+    share: Annotated[float, typer.Option("--share", help="Share of users whom it serves.")] = 0.05,
+    planned_sessions: Annotated[
+        int, typer.Option("--planned-sessions", min=2, help="Sessions of both arms that plan-ab asks for.")
+    ] = 20_000,
+    loop: LoopName = "shop",
+    reason: Reason = "",
+    as_json: AsJson = False,
+) -> None:
+    """Let a challenger serve a share of users, if the gate allows it a canary."""
+    from flows import releasing
+
+    release = releasing.canary(
+        releasing.open_releases(), loop, policy, share=share, planned_sessions=planned_sessions, reason=reason
+    )
+    _show_releases([release], as_json)
+
+
+@release_app.command("baseline", epilog="Example: slateloop release baseline --policy shop-cem:1a2b3c --share 0.02")
+@command
+def release_baseline(
+    policy: Annotated[str | None, typer.Option("--policy", help="Exact tag; without it there is none.")] = None,
+    share: Annotated[float, typer.Option("--share", help="Share of users whom it serves.")] = 0.0,
+    loop: LoopName = "shop",
+    reason: Reason = "",
+    as_json: AsJson = False,
+) -> None:
+    """Let a policy go on serving a share of users for comparison, or no longer."""
+    from flows import releasing
+
+    if policy is not None:
+        releasing.require_policy(loop, policy)
+    release = releasing.open_releases().set_baseline(loop, policy, share, reason)
+    _show_releases([release], as_json)
+
+
+@release_app.command("shadow", epilog="Example: slateloop release shadow --policy shop-reinforce:1a2b3c")
+@command
+def release_shadow(
+    policy: Annotated[str | None, typer.Option("--policy", help="Exact tag; without it there is none.")] = None,
+    loop: LoopName = "shop",
+    reason: Reason = "",
+    as_json: AsJson = False,
+) -> None:
+    """Log what a policy would show beside what is shown, or no longer."""
+    from flows import releasing
+
+    if policy is not None:
+        releasing.require_policy(loop, policy)
+    release = releasing.open_releases().set_shadow(loop, policy, reason)
+    _show_releases([release], as_json)
+
+
+@release_app.command("rollback", epilog="Example: slateloop release rollback --reason 'carts are down'")
+@command
+def roll_back_release(loop: LoopName = "shop", reason: Reason = "", as_json: AsJson = False) -> None:
+    """Take the challenger away; without one, bring back the champion before this one."""
+    from flows.releasing import open_releases
+
+    release = open_releases().roll_back(loop, reason or "by hand")
+    _show_releases([release], as_json)
+
+
 @app.command("schema", epilog="Example: slateloop schema > loop.schema.json")
 @command
 def print_schema() -> None:
@@ -408,6 +555,18 @@ def _show(folder: Path, as_json: bool) -> None:
     from flows.terminal import decision_panel
 
     Console().print(decision_panel(decision, folder / "report.html"))
+
+
+def _show_releases(releases: Sequence["Release"], as_json: bool) -> None:
+    if as_json:
+        documents = [release.model_dump(mode="json") for release in releases]
+        print(json.dumps(documents[0] if len(documents) == 1 else documents, indent=2))
+        return
+    from rich.console import Console
+
+    from flows.terminal import releases_table
+
+    Console().print(releases_table(releases))
 
 
 def _let_prefect_flush() -> None:

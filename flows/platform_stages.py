@@ -9,6 +9,8 @@ import numpy as np
 import polars as pl
 
 from components.errors import InputError
+from components.experiment.evidence import GateEvidence
+from components.experiment.gate import GateRecord
 from components.interactions.log_folder import Log, open_log, replace_folder, require_log_or_nothing
 from components.interactions.splits import TEST, TRAIN
 from components.policies.policy_folder import load_policy
@@ -102,9 +104,15 @@ def package_policy(
         "config": config.model_dump(mode="json"),
     }
     tags = {}
-    for arm, folder, verdict in (("challenger", policy, decision), ("baseline", baseline, {})):
+    record = GateRecord(
+        evidence=GateEvidence.model_validate_json((gate / "evidence.json").read_bytes()), config=config.gate
+    )
+    for arm, folder, verdict, judged in (
+        ("challenger", policy, decision, record),
+        ("baseline", baseline, {}, None),
+    ):
         name = f"{config.loop}-{load_policy(folder).description.name}"
-        tags[arm] = save_model(folder, name=name, lineage=lineage, decision=verdict)
+        tags[arm] = save_model(folder, name=name, lineage=lineage, decision=verdict, gate=judged)
     progress("building the Bento", 0.3)
     package = Package(
         policy_tag=tags["challenger"],

@@ -1,6 +1,7 @@
 """What the command line shows of runs: a decision with its reasons, and a table of past runs."""
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,8 +18,10 @@ if TYPE_CHECKING:
     from components.experiment.gate import Decision, Reason
     from components.experiment.ledger import LabelSummary
     from components.experiment.plan import AbPlan
+    from flows.ab_report import AbReport
     from flows.benchmarks import Document
     from flows.run_record import RunSummary
+    from services.releases import Release
 
 OUTCOME_SYMBOLS = {"hold": "■", "canary": "◐", "promote": "►"}
 _OUTCOME_STYLES = {"hold": "bold red", "canary": "bold yellow", "promote": "bold green"}
@@ -36,6 +39,56 @@ def verdict(reason: "Reason") -> str:
 
 def decision_panel(decision: "Decision", report_path: Path) -> Panel:
     """The outcome, what stands against it in full, what passed by name, and where the report lies."""
+    outcome = decision.outcome.value
+    return Panel(
+        Group(_reasons(decision), Text(), Text(f"Report: {report_path}", overflow="fold")),
+        title=_outcome(outcome),
+        title_align="left",
+        border_style=_OUTCOME_STYLES[outcome].removeprefix("bold "),
+    )
+
+
+def ab_panel(report: "AbReport") -> Panel:
+    """A canary's A/B: what was counted, the gate's reasons, and what the guard did."""
+    release = report.release
+    parts: list[Text | Table] = [Text(f"{release.challenger} against {release.champion}", overflow="fold")]
+    counts = ", ".join(f"{number(count)} {arm}" for arm, count in report.sessions.items()) or "none"
+    parts.append(Text(f"Sessions: {counts}; left out: {number(report.n_cut)} cut, {number(report.n_unknown)} unknown"))
+    if report.decision is not None:
+        parts += [Text(), _reasons(report.decision)]
+    if report.harm:
+        done = "" if report.rolled_back is None else f" Taken away in release {report.rolled_back.number}."
+        parts.append(Text(f"Harm is proven: {'; '.join(report.harm)}.{done}", "bold red"))
+    outcome = "hold" if report.decision is None else report.decision.outcome.value
+    return Panel(
+        Group(*parts),
+        title=Text.assemble(
+            (f"{release.loop}, release {release.number}: ", "bold"), report.verdict().partition(":")[0]
+        ),
+        title_align="left",
+        border_style="red" if report.harm else _OUTCOME_STYLES[outcome].removeprefix("bold "),
+    )
+
+
+def releases_table(releases: Sequence["Release"]) -> Table:
+    """One line for each release, in the order given."""
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for name in ("release", "when", "what", "serves", "reason"):
+        table.add_column(name, overflow="fold")
+    for release in releases:
+        arms = [f"{arm} {share:.4g}: {release.policies()[arm]}" for arm, share in release.shares().items()]
+        if release.shadow is not None:
+            arms.append(f"shadow: {release.shadow}")
+        when = datetime.fromtimestamp(release.released_at / 1e6, UTC)
+        table.add_row(
+            f"{release.loop} {release.number}", f"{when:%Y-%m-%d %H:%M:%S}", release.action, "\n".join(arms),
+            release.reason,
+        )  # fmt: skip
+    return table
+
+
+def _reasons(decision: "Decision") -> Table:
+    """What stands against a decision in full, and what passed by name."""
     reasons = Table.grid(padding=(0, 1, 0, 0))
     reasons.add_column(no_wrap=True)
     reasons.add_column(ratio=1, overflow="fold")
@@ -46,13 +99,7 @@ def decision_panel(decision: "Decision", report_path: Path) -> Panel:
                 reasons.add_row(Text(symbol, _VERDICT_STYLES[symbol]), text)
     if passed := [reason.check for reason in decision.reasons if reason.passed]:
         reasons.add_row(Text("✓", _VERDICT_STYLES["✓"]), Text.assemble(("passed", "bold"), f": {', '.join(passed)}"))
-    outcome = decision.outcome.value
-    return Panel(
-        Group(reasons, Text(), Text(f"Report: {report_path}", overflow="fold")),
-        title=_outcome(outcome),
-        title_align="left",
-        border_style=_OUTCOME_STYLES[outcome].removeprefix("bold "),
-    )
+    return reasons
 
 
 def runs_table(runs: Sequence["RunSummary"]) -> Table:

@@ -9,11 +9,19 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from components.errors import InputError
+from components.experiment.gate import GateRecord
 from components.policies.policy_folder import DESCRIPTION, WEIGHTS, StoredPolicy, load_policy
 
+#: File of a model that holds its `GateRecord`.
+GATE = "gate.json"
 
-def save_model(policy_folder: Path, *, name: str, lineage: dict[str, Any], decision: dict[str, Any]) -> str:
+
+def save_model(
+    policy_folder: Path, *, name: str, lineage: dict[str, Any], decision: dict[str, Any], gate: GateRecord | None = None
+) -> str:
     """Save a policy with its lineage and the gate's decision; returns its exact tag.
 
     The version is a digest of all of it: the same policy under another decision is another version.
@@ -23,6 +31,7 @@ def save_model(policy_folder: Path, *, name: str, lineage: dict[str, Any], decis
         name: of the model; the part of the tag before the colon.
         lineage: plain JSON. BentoML's metadata knows no null: keys whose value is null are left out.
         decision: plain JSON, in the same way.
+        gate: the evidence that the decision was made from; a policy without it can only be a loop's first champion.
 
     Raises:
         InputError: the folder holds no policy, or the name is none that BentoML takes.
@@ -30,9 +39,10 @@ def save_model(policy_folder: Path, *, name: str, lineage: dict[str, Any], decis
     import bentoml
 
     description = load_policy(policy_folder).description
+    record = b"" if gate is None else gate.model_dump_json(indent=2).encode()
     metadata = {"lineage": _without_nulls(lineage), "decision": _without_nulls(decision)}
     try:
-        tag = bentoml.Tag(name, _version(policy_folder, metadata))
+        tag = bentoml.Tag(name, _version(policy_folder, metadata, record))
     except ValueError as error:
         raise InputError(f"model name {name!r}: {error}") from None
     try:
@@ -46,6 +56,8 @@ def save_model(policy_folder: Path, *, name: str, lineage: dict[str, Any], decis
     ) as model:
         for file in (WEIGHTS, DESCRIPTION):
             shutil.copyfile(policy_folder / file, model.path_of(file))
+        if gate is not None:
+            Path(model.path_of(GATE)).write_bytes(record)
     return str(tag)
 
 
@@ -55,6 +67,26 @@ def load_model(tag: str) -> StoredPolicy:
     Raises:
         InputError: the tag names no version, or `latest`, or nothing in the store.
     """
+    return load_policy(_folder(tag))
+
+
+def load_gate_record(tag: str) -> GateRecord | None:
+    """The evidence that a policy of an exact tag was judged by; None where it came without any.
+
+    Raises:
+        InputError: as `load_model`, or the evidence is damaged.
+    """
+    file = _folder(tag) / GATE
+    if not file.exists():
+        return None
+    try:
+        return GateRecord.model_validate_json(file.read_bytes())
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise InputError(f"{file}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+
+
+def _folder(tag: str) -> Path:
     import bentoml
 
     _, _, version = tag.partition(":")
@@ -66,11 +98,11 @@ def load_model(tag: str) -> StoredPolicy:
         raise InputError(f"policy tag {tag!r}: {error}") from None
     if str(model.tag) != tag:
         raise InputError(f"policy tag {tag!r}: is not exact; the store has {str(model.tag)!r}")
-    return load_policy(Path(model.path))
+    return Path(model.path)
 
 
-def _version(folder: Path, metadata: dict[str, Any]) -> str:
-    digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
+def _version(folder: Path, metadata: dict[str, Any], record: bytes) -> str:
+    digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode() + record)
     for file in (WEIGHTS, DESCRIPTION):
         digest.update(hashlib.sha256((folder / file).read_bytes()).digest())
     return digest.hexdigest()[:16]

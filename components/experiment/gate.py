@@ -125,6 +125,26 @@ class Decision(BaseModel):
     reasons: tuple[Reason, ...] = Field(description="Every check that was made, in order.")
 
 
+class GateRecord(BaseModel):
+    """What a policy carries with it, so that whoever releases it can judge it again, with what came to light since."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    evidence: GateEvidence = Field(description="All that the gate was told.")
+    config: GateConfig = Field(description="What it asked for.")
+
+    def decision(self, ab: AbResult | None = None) -> Decision:
+        """The gate's decision on this evidence; a later A/B takes the place of the run's own.
+
+        Raises:
+            ValueError: the A/B is of another policy.
+        """
+        if ab is None:
+            return decide(self.evidence, self.config)
+        told = {name: getattr(self.evidence, name) for name in GateEvidence.model_fields}
+        return decide(GateEvidence(**told | {"ab": ab, "ab_started": True}), self.config)
+
+
 def decide(evidence: GateEvidence, config: GateConfig) -> Decision:
     """What may be done with the challenger, and why. Offline evidence alone never leads past canary."""
     reasons = (

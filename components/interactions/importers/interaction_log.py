@@ -49,6 +49,10 @@ _HEARD = {
 }  # fmt: skip
 
 
+class NothingLoggedError(InputError):
+    """A loop has no request yet that can be imported."""
+
+
 class Config(BaseModel):
     """How the interaction log becomes a log of the contract."""
 
@@ -87,7 +91,9 @@ def import_log(config: Config, path: Path, out: Path, loop: str) -> Log:
     return import_database(config, f"sqlite:///{path}", out, loop)
 
 
-def import_database(config: Config, url: str, out: Path, loop: str, until: datetime | None = None) -> Log:
+def import_database(
+    config: Config, url: str, out: Path, loop: str, until: datetime | None = None, since: datetime | None = None
+) -> Log:
     """Translate one loop's rows of an interaction log into a log in `out`.
 
     Args:
@@ -96,14 +102,15 @@ def import_database(config: Config, url: str, out: Path, loop: str, until: datet
         out: folder of the log.
         loop: name of the loop.
         until: what came later is as if it had not come yet.
+        since: what was shown earlier is left out; sessions that had begun are cut there.
 
     Raises:
-        InputError: the loop has no request whose window is over, a feature has values of two kinds, the item table
-            cannot be read, or the database holds no interaction log.
+        InputError: a feature has values of two kinds, the item table cannot be read, or the database holds no
+            interaction log; `NothingLoggedError` where the loop has no request whose window is over.
         LogUnavailableError: the database cannot be reached.
     """
     with TemporaryDirectory() as scratch:
-        spool = _Spool(Path(scratch), InteractionLog(url), loop, until)
+        spool = _Spool(Path(scratch), InteractionLog(url), loop, since, until)
         requests = _sessions(spool, config)
         names = _names(spool)
         catalog, item_features = _items(config, requests, spool)
@@ -137,9 +144,13 @@ class _Names(BaseModel):
 class _Spool:
     """One state of a loop's rows, as Parquet files that may be larger than memory."""
 
-    def __init__(self, folder: Path, log: InteractionLog, loop: str, until: datetime | None) -> None:
+    def __init__(
+        self, folder: Path, log: InteractionLog, loop: str, since: datetime | None, until: datetime | None
+    ) -> None:
         self.requests, self.feedback = folder / "requests", folder / "feedback"
         own = [RECOMMENDATIONS.c.loop == loop, RECOMMENDATIONS.c.shown_at <= microseconds(until)]
+        if since is not None:
+            own.append(RECOMMENDATIONS.c.shown_at >= microseconds(since))
         shown = sa.select(*(RECOMMENDATIONS.c[name] for name in _SHOWN)).where(*own)
         heard = (
             sa.select(*(FEEDBACK.c[name] for name in _HEARD))
@@ -151,7 +162,7 @@ class _Spool:
             n_requests = _dump(connection, shown, _SHOWN, self.requests)
             if n_requests == 0:
                 loops = sorted(connection.scalars(sa.select(RECOMMENDATIONS.c.loop).distinct()))
-                raise InputError(f"the interaction log holds no request of loop {loop!r}; it has {loops}")
+                raise NothingLoggedError(f"the interaction log holds no request of loop {loop!r}; it has {loops}")
             _dump(connection, heard, _HEARD, self.feedback)
             lists = connection.execute(
                 sa.select(CANDIDATE_LISTS.c.candidates_digest, CANDIDATE_LISTS.c.candidates).where(named)
@@ -217,7 +228,7 @@ def _sessions(spool: _Spool, config: Config) -> pl.LazyFrame:
         known_at=pl.col("shown_at") + pl.when(paused).then(max(gap, window)).otherwise(window),
     ).filter("closed")
     if keys.is_empty():
-        raise InputError(
+        raise NothingLoggedError(
             "the interaction log holds no request whose attribution window is over; wait, or make "
             f"source.attribution_minutes = {config.attribution_minutes:g} smaller"
         )

@@ -1,0 +1,162 @@
+"""The A/B of a running canary: analysed from the interaction log, judged by the gate, guarded."""
+
+import json
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from prefect import flow
+from pydantic import BaseModel, ConfigDict, Field
+
+from components.errors import InputError
+from components.experiment.ab import AbResult
+from components.experiment.gate import Decision
+from components.experiment.live_ab import CHALLENGER, CHAMPION, LiveSessions, live_ab, proven_harm
+from components.interactions.importers import interaction_log
+from components.interactions.log import InteractionLog
+from flows.config import LoopConfig, interaction_database
+from flows.tasks import publish
+from services.policy_store import load_gate_record
+from services.releases import Release, Releases
+
+#: Sessions that had begun so long before the release are known to be cut by it.
+EARLIER = timedelta(days=1)
+
+
+class AbReport(BaseModel):
+    """What a canary's A/B shows at this moment."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    release: Release = Field(description="The release whose arms are compared.")
+    seen_at: datetime = Field(description="When the log was read.")
+    sessions: dict[str, int] = Field(description="Sessions of each arm that count.")
+    n_cut: int = Field(description="Sessions that the release's beginning cut in two; they do not count.")
+    n_unknown: int = Field(description="Sessions of which no feedback is known; they do not count.")
+    result: AbResult | None = Field(description="None where an arm has fewer than two users so far.")
+    decision: Decision | None = Field(
+        description="The gate's, on the challenger's own evidence and this A/B; None where it came without evidence."
+    )
+    harm: tuple[str, ...] = Field(description="What is proven to be worse with the challenger.")
+    rolled_back: Release | None = Field(default=None, description="The release by which the guard took it away.")
+
+    def markdown(self) -> str:
+        """The report as text, the verdict first."""
+        release = self.release
+        counts = ", ".join(f"{count:,} {arm}" for arm, count in self.sessions.items()) or "none"
+        lines = [
+            f"# {release.loop}, release {release.number}: {self.verdict()}",
+            f"{release.challenger} for {release.challenger_share:.3g} of the users against {release.champion}.",
+            f"Sessions: {counts}; {self.n_cut:,} cut by the release and {self.n_unknown:,} without feedback left out.",
+        ]
+        if self.rolled_back is not None:
+            lines.append(f"The guard took the challenger away in release {self.rolled_back.number}.")
+        if self.decision is not None:
+            lines += [f"- {'✓' if reason.passed else '✗'} {reason.text}" for reason in self.decision.reasons]
+        return "\n\n".join(lines[:3]) + "\n\n" + "\n".join(lines[3:])
+
+    def verdict(self) -> str:
+        """The report in a few words."""
+        if self.harm:
+            return f"harm is proven: {'; '.join(self.harm)}"
+        if self.result is None:
+            return "too few users yet"
+        return "not judged, since it came without evidence" if self.decision is None else self.decision.outcome.value
+
+
+@flow(name="ab-report")
+def ab_report(config: LoopConfig, path: Path | None = None, guard: bool = True) -> AbReport:
+    """Analyse the loop's canary once.
+
+    Args:
+        config: its loop, and how its source `log` reads the interaction log.
+        path: SQLite file of the log; the endpoint's own database by default.
+        guard: take the challenger away where harm is proven.
+    """
+    report = analyze_release(config, path)
+    if guard:
+        report = guarded(report, path)
+    publish("ab-report", report.markdown())
+    return report
+
+
+def analyze_release(config: LoopConfig, path: Path | None = None) -> AbReport:
+    """What the A/B of the loop's release shows now.
+
+    Raises:
+        InputError: the loop has no release or no challenger, or the source is another one than the log.
+        LogUnavailableError: the database cannot be reached.
+    """
+    if not isinstance(config.source, interaction_log.Config):
+        raise InputError(f"source.name = {config.source.name!r}: a live A/B is read from the source 'log'")  # type: ignore[attr-defined]
+    url = interaction_database(path)
+    release = Releases(InteractionLog(url)).serving(config.loop)
+    if release.challenger is None or release.planned_sessions is None:
+        raise InputError(f"loop {config.loop!r}: has no challenger in release {release.number}; an A/B needs a canary")
+    record = load_gate_record(release.challenger)
+    shares = release.shares()
+    seen_at = datetime.now(UTC)
+    result: AbResult | None = None
+    counted = LiveSessions({}, 0, 0)
+    with TemporaryDirectory() as scratch:
+        try:
+            log = interaction_log.import_database(
+                config.source,
+                url,
+                Path(scratch) / "log",
+                config.loop,
+                until=config.as_of,
+                since=datetime.fromtimestamp(release.released_at / 1e6, UTC) - EARLIER,
+            )
+        except interaction_log.NothingLoggedError:
+            pass
+        else:
+            result, counted = live_ab(
+                log,
+                experiment=interaction_log.EXPERIMENT.format(release.number),
+                treatment=release.challenger if record is None else record.evidence.challenger,
+                control=release.champion,
+                planned_share=shares[CHALLENGER] / (shares[CHALLENGER] + shares[CHAMPION]),
+                planned_sessions=release.planned_sessions,
+            )
+    return AbReport(
+        release=release,
+        seen_at=seen_at,
+        sessions=counted.by_arm,
+        n_cut=counted.n_cut,
+        n_unknown=counted.n_unknown,
+        result=result,
+        decision=None if record is None else record.decision(result),
+        harm=() if result is None else proven_harm(result, config.gate),
+    )
+
+
+def guarded(report: AbReport, path: Path | None = None) -> AbReport:
+    """Take the challenger away where harm is proven, unless somebody changed the release meanwhile.
+
+    Raises:
+        LogUnavailableError: the database cannot be written.
+    """
+    if not report.harm:
+        return report
+    releases = Releases(InteractionLog(interaction_database(path)))
+    if releases.serving(report.release.loop) != report.release:
+        return report
+    rolled_back = releases.roll_back(report.release.loop, f"the guard: {'; '.join(report.harm)}", "guard")
+    return report.model_copy(update={"rolled_back": rolled_back})
+
+
+def write_report(report: AbReport, file: Path) -> None:
+    """Leave the A/B's result as JSON, for `record-ab`.
+
+    Raises:
+        InputError: there is no result yet, or the file cannot be written.
+    """
+    if report.result is None:
+        raise InputError(f"{file}: there is no result to write: {report.verdict()}")
+    staging = file.with_name(f".{file.name}.tmp")
+    try:
+        staging.write_text(json.dumps(report.result.model_dump(mode="json"), indent=2) + "\n")
+        staging.replace(file)
+    except OSError as error:
+        raise InputError(f"{file}: cannot be written: {error.strerror}") from None
