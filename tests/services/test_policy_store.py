@@ -3,10 +3,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from gate_evidence import ab, evidence
 
 from components.errors import InputError
+from components.experiment.gate import GateConfig, GateRecord, Outcome
 from components.policies.policy_folder import DESCRIPTION, StoredPolicy
-from services.policy_store import load_model, save_model
+from services.policy_store import load_gate_record, load_model, save_model
 
 
 def test_a_saved_policy_is_loaded_again_by_its_exact_tag(policy_tag: str, stored: StoredPolicy) -> None:
@@ -51,6 +53,18 @@ def test_lineage_and_decision_stand_in_the_models_metadata(policy_folder: Path, 
     assert info.metadata["lineage"] == {"seed": 3, "data": {"digest": "abc", "rows": [1, 2]}}
     assert info.metadata["decision"] == {"verdict": "hold", "reasons": ["ESS"]}
     assert info.labels == {"loop": "shop", "policy": "tiny-1", "kind": "ranking"}
+
+
+def test_a_policy_carries_the_evidence_that_it_was_judged_by(policy_folder: Path, policy_tag: str) -> None:
+    record = GateRecord(evidence=evidence(ab=None), config=GateConfig(ess_floor_requests=600))
+    tag = save_model(
+        policy_folder, name="shop-policy", lineage={"seed": 3}, decision={"verdict": "canary"}, gate=record
+    )
+    assert tag != policy_tag
+    assert load_gate_record(tag) == record
+    assert record.decision().outcome is Outcome.CANARY
+    assert record.decision(ab()).outcome is Outcome.PROMOTE
+    assert load_gate_record(policy_tag) is None
 
 
 @pytest.mark.parametrize(

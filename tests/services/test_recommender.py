@@ -17,13 +17,16 @@ from bento_server import asked_again, release, served
 from starlette.testclient import TestClient
 
 from components.errors import InputError
+from components.experiment.ab import Assignment
 from components.interactions.batching import SessionReader
 from components.interactions.importers import interaction_log
+from components.interactions.log import InteractionLog
 from components.policies.policy_folder import StoredPolicy
 from services.api import build_api
 from services.packaging import build_bento
 from services.policy_store import load_model
 from services.recommender import Recommender
+from services.releases import Releases, arm_of
 from services.settings import ServiceSettings
 
 TAG = "shop-policy:v1"
@@ -287,6 +290,73 @@ def test_it_may_be_told_to_answer_without_the_log_and_says_so(stored: StoredPoli
             other.execute("ROLLBACK")
         assert told["logged"] is False and len(told["slate"]) == 4
         assert client.post("/recommend", json=BODY).json()["logged"] is True
+    recommender.close()
+
+
+def ask(recommender: Any, **changes: Any) -> Any:
+    with TestClient(build_api(lambda: recommender)) as client:
+        return client.post("/recommend", json=BODY | changes)
+
+
+def test_users_are_served_by_their_arm_and_a_release_is_taken_up_without_a_restart(
+    stored: StoredPolicy, home: Path
+) -> None:
+    recommender = service(stored, settings(home, release_seconds=0.05))
+    releases = Releases(InteractionLog(settings(home).database))
+    changed = releases.canary("shop", "shop-policy:v2", 0.5, 1_000, "test")
+    users = {arm_of(changed, Assignment(changed.salt), f"user-{n}"): f"user-{n}" for n in range(20)}
+    deadline = time.monotonic() + 10
+    while ask(recommender, user_id=users["challenger"]).json()["arm"] != "challenger":
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    for arm, policy in (("champion", TAG), ("challenger", "shop-policy:v2")):
+        told = ask(recommender, user_id=users[arm]).json()
+        assert (told["arm"], told["policy"]) == (arm, policy)
+    assert logged(home, "recommendations")[-1]["release"] == changed.number == 2
+    recommender.close()
+
+
+def test_a_shadow_s_choice_among_the_same_candidates_is_logged_beside_what_is_shown(
+    stored: StoredPolicy, home: Path
+) -> None:
+    release(settings(home).database, TAG)
+    Releases(InteractionLog(settings(home).database)).set_shadow("shop", "shop-policy:v2", "test")
+    recommender = service(stored, settings(home))
+    told = [ask(recommender, user_id=f"user-{n}").json() for n in range(3)]
+    ask(recommender, candidates=None)
+    recommender.close()
+    assert {answer["policy"] for answer in told} == {TAG}
+    rows = {row["request_id"]: row for row in logged(home, "shadow_choices")}
+    assert len(rows) == 4
+    for answer in told:
+        row = rows[answer["request_id"]]
+        assert row["policy"] == "shop-policy:v2" and set(json.loads(row["slate"])) <= set(BODY["candidates"])
+        own = asked_again(stored, BODY, json.loads(row["slate"]))
+        assert sum(json.loads(row["log_probs"])) == pytest.approx(own, abs=1e-5)
+
+
+def test_a_release_whose_policy_is_missing_leaves_the_one_before_in_place_until_it_comes(
+    stored: StoredPolicy, home: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    there = {TAG}
+
+    def load(tag: str) -> StoredPolicy:
+        if tag not in there:
+            raise InputError(f"policy tag {tag!r}: not in the store")
+        return stored
+
+    release(settings(home).database, TAG)
+    recommender = Recommender.inner(settings=settings(home, release_seconds=0.05), seed=0, load=load)
+    Releases(InteractionLog(settings(home).database)).canary("shop", "late:1", 0.999, 1_000, "test")
+    deadline = time.monotonic() + 10
+    while "release 2 of loop shop cannot be served: policy tag 'late:1'" not in caplog.text:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert {ask(recommender, user_id=f"user-{n}").json()["policy"] for n in range(5)} == {TAG}
+    there.add("late:1")
+    while ask(recommender).json()["policy"] != "late:1":
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
     recommender.close()
 
 

@@ -10,7 +10,12 @@ from polars.testing import assert_frame_equal
 
 from components.errors import InputError
 from components.interactions.contract import Evidence
-from components.interactions.importers.interaction_log import Config, import_database, import_log
+from components.interactions.importers.interaction_log import (
+    Config,
+    NothingLoggedError,
+    import_database,
+    import_log,
+)
 from components.interactions.log import Heard, InteractionLog, Recommended
 from components.interactions.log_folder import Log, open_log
 from components.validation.checks import ValidationConfig, validate
@@ -104,6 +109,16 @@ def test_feedback_counts_within_its_window_alone(database: Path) -> None:
     _, rows = imported(database, [shown("r1", 0), shown("r2", 0, user_id="u2"), LATER], pieces)
     assert rows["r1"]["clicked"] == [True, False]
     assert rows["r2"]["clicked"] == [False, False]
+
+
+def test_what_was_shown_before_a_time_can_be_left_out(database: Path) -> None:
+    imported(database, [shown("r1", 0), shown("r2", 45), shown("r3", 60, user_id="u2"), LATER], [])
+    since = datetime.fromtimestamp(START / 1e6 + 45 * 60, UTC)
+    log = import_database(Config(), f"sqlite:///{database}", database.parent / "part", "shop", since=since)
+    assert log.scan().collect()["request_id"].sort().to_list() == ["r2", "r3"]
+    never = datetime.fromtimestamp(START / 1e6 + 700 * 60, UTC)
+    with pytest.raises(NothingLoggedError, match="no request of loop 'shop'"):
+        import_database(Config(), f"sqlite:///{database}", database.parent / "none", "shop", since=never)
 
 
 @pytest.mark.parametrize(("default", "clicked"), [("none", [False, False]), ("unknown", [None, None])])

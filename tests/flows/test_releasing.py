@@ -1,0 +1,187 @@
+"""`slateloop release` and `slateloop ab-report` on a real database and a real model store."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import Result
+from gate_evidence import evidence, value
+from ledger_entries import ledger_entry
+from typer.testing import CliRunner
+
+from components.experiment.ab import AbResult, Assignment
+from components.experiment.gate import GateConfig, GateRecord
+from components.interactions.log import Heard, InteractionLog, Recommended
+from flows.command_line import app
+from flows.ledger_store import add_entry, read_ledger
+from services.policy_store import save_model
+from services.releases import Releases, arm_of
+
+NOW = ("--set", "source.attribution_minutes=0.001", "--set", "source.session_gap_minutes=0.001")
+
+
+@pytest.fixture
+def database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bentoml_home: Path) -> InteractionLog:
+    monkeypatch.setenv("SLATELOOP_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("SLATELOOP_DATABASE", f"sqlite:///{tmp_path / 'interactions.db'}")
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
+    monkeypatch.setenv("COLUMNS", "200")
+    return InteractionLog(f"sqlite:///{tmp_path / 'interactions.db'}")
+
+
+@pytest.fixture
+def tags(policy_folder: Path, database: InteractionLog) -> dict[str, str]:
+    """A policy without evidence, one that may be a canary, and one that the gate holds."""
+    records = {
+        "first": None,
+        "good": GateRecord(evidence=evidence(ab=None), config=GateConfig()),
+        "held": GateRecord(evidence=evidence(ab=None, offline=value(effective_sample_size=80.0)), config=GateConfig()),
+    }
+    return {
+        name: save_model(policy_folder, name=f"shop-{name}", lineage={}, decision={}, gate=record)
+        for name, record in records.items()
+    }
+
+
+def call(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def done(*arguments: str | Path) -> Any:
+    answer = call(*arguments, "--json")
+    assert answer.exit_code == 0, (answer.output, answer.exception)
+    return json.loads(answer.stdout)
+
+
+def live_traffic(log: InteractionLog, gain: float, n_users: int = 600) -> None:
+    """Two requests of each user, as the release assigns them; the challenger's users click more often by `gain`."""
+    release = Releases(log).serving("shop")
+    assignment = Assignment(release.salt)
+    rng = np.random.default_rng(3)
+    calls, pieces = [], []
+    for number in range(n_users):
+        user = f"user-{number}"
+        arm = arm_of(release, assignment, user)
+        for step in range(2):
+            name = f"{release.number}-{user}-{step}"
+            moment = release.released_at + 1_000_000 * step
+            clicked = tuple(bool(drawn) for drawn in rng.random(2) < 0.4 + gain * (arm == "challenger"))
+            calls.append(
+                Recommended(
+                    name, "shop", user, f"visit-{release.number}", moment, ("a", "b", "c"), False, ("a", "b"),
+                    (-1.0, -0.5), (), {}, release.policies()[arm], arm, release.number, "",
+                )
+            )  # fmt: skip
+            pieces.append(Heard(name, "f", moment + 1, clicked=clicked, purchased=clicked))
+    # A late request closes the windows of all others.
+    late = replace(
+        calls[0], request_id=f"{release.number}-late", user_id="late", shown_at=calls[0].shown_at + 60_000_000
+    )
+    log.write([[*calls, late]], pieces)
+
+
+def test_who_serves_is_released_and_rolled_back_by_commands(tags: dict[str, str]) -> None:
+    first = done("release", "promote", "--policy", tags["first"])
+    assert (first["number"], first["champion"], first["challenger"]) == (1, tags["first"], None)
+    canary = done("release", "canary", "--policy", tags["good"], "--share", "0.05", "--planned-sessions", "800")
+    assert (canary["challenger"], canary["challenger_share"], canary["reason"]) == (
+        tags["good"],
+        0.05,
+        "the gate: canary",
+    )
+    shadow = done("release", "shadow", "--policy", tags["held"])
+    assert (shadow["shadow"], shadow["challenger"]) == (tags["held"], tags["good"])
+    baseline = done("release", "baseline", "--policy", tags["first"], "--share", "0.1")
+    assert baseline["baseline_share"] == 0.1
+    back = done("release", "rollback", "--reason", "carts are down")
+    assert (back["champion"], back["challenger"], back["reason"]) == (tags["first"], None, "carts are down")
+    history = done("release", "status", "--history")
+    assert [row["action"] for row in history] == ["promote", "canary", "shadow", "baseline", "rollback"]
+    assert done("release", "status") == back
+    table = call("release", "status", "--history").output
+    assert f"challenger 0.05: {tags['good']}" in " ".join(table.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("status",), 2, "nothing is released"),
+        (("rollback",), 2, "nothing is released"),
+        (("canary", "--policy", "{good}"), 2, "nothing is released"),
+        (("promote", "--policy", "shop-good:latest"), 2, "latest is never served"),
+        (("promote", "--policy", "{good}", "--loop", "news"), 2, "is of loop 'shop'; expected 'news'"),
+        (("promote",), 2, "nothing is released"),
+    ],
+)
+def test_what_cannot_be_released_is_refused_with_a_sentence(
+    tags: dict[str, str], arguments: tuple[str, ...], code: int, words: str
+) -> None:
+    answer = call("release", *(part.format(**tags) for part in arguments))
+    assert answer.exit_code == code, answer.output
+    assert words in answer.stderr and "Traceback" not in answer.output
+
+
+def test_no_canary_passes_by_the_gate(tags: dict[str, str]) -> None:
+    done("release", "promote", "--policy", tags["first"])
+    held = call("release", "canary", "--policy", tags["held"])
+    assert held.exit_code == 1
+    assert "the gate holds it" in held.stderr and "an effective 80 of" in held.stderr
+    unjudged = call("release", "canary", "--policy", tags["first"])
+    assert unjudged.exit_code == 2
+    # It serves already; another one without evidence says that it has none.
+    assert "without evidence" in unjudged.stderr
+    again = call("release", "promote", "--policy", tags["good"])
+    assert again.exit_code == 2 and "has a champion already" in again.stderr
+
+
+def test_a_canary_is_promoted_by_its_live_ab_and_not_without(
+    tags: dict[str, str], database: InteractionLog, tmp_path: Path
+) -> None:
+    done("release", "promote", "--policy", tags["first"])
+    done("release", "canary", "--policy", tags["good"], "--share", "0.5", "--planned-sessions", "600")
+    early = call("release", "promote", *NOW)
+    assert early.exit_code == 1 and "the gate says canary" in early.stderr
+    assert done("ab-report", *NOW)["result"] is None
+    live_traffic(database, gain=0.3)
+    report = done("ab-report", *NOW, "--out", tmp_path / "ab.json")
+    result = AbResult.model_validate(report["result"])
+    assert (result.label, result.treatment, result.control) == ("live", "new", tags["first"])
+    assert result.difference == pytest.approx(0.3 * 4 * 4, abs=1.2)  # 4 positions, a click and a purchase earn 4
+    assert report["decision"]["outcome"] == "promote" and report["harm"] == []
+    assert AbResult.model_validate_json((tmp_path / "ab.json").read_bytes()) == result
+    assert "promote" in call("ab-report", *NOW).output
+    promoted = done("release", "promote", *NOW)
+    assert (promoted["champion"], promoted["challenger"]) == (tags["good"], None)
+    back = done("release", "rollback")
+    assert back["champion"] == tags["first"]
+
+
+def test_the_result_goes_into_the_ledger(tags: dict[str, str], database: InteractionLog, tmp_path: Path) -> None:
+    add_entry(tmp_path / "home", ledger_entry(run="shop-1", challenger="new"))
+    done("release", "promote", "--policy", tags["first"])
+    done("release", "canary", "--policy", tags["good"], "--share", "0.5", "--planned-sessions", "600")
+    live_traffic(database, gain=0.3)
+    done("ab-report", *NOW, "--out", tmp_path / "ab.json")
+    recorded = call("record-ab", "shop-1", tmp_path / "ab.json")
+    assert recorded.exit_code == 0 and "live A/B recorded, improvement" in recorded.output
+    assert any(entry.ab is not None and entry.ab.label == "live" for entry in read_ledger(tmp_path / "home"))
+
+
+def test_the_guard_takes_a_harmful_challenger_away_and_nobody_else(
+    tags: dict[str, str], database: InteractionLog
+) -> None:
+    done("release", "promote", "--policy", tags["first"])
+    done("release", "canary", "--policy", tags["good"], "--share", "0.5", "--planned-sessions", "600")
+    live_traffic(database, gain=-0.3)
+    looked = done("ab-report", *NOW)
+    assert looked["harm"] and looked["rolled_back"] is None
+    assert done("release", "status")["challenger"] == tags["good"]
+    guarded = done("ab-report", *NOW, "--guard")
+    assert guarded["rolled_back"]["action"] == "guard"
+    status = done("release", "status")
+    assert status["challenger"] is None and "clicks of a session" in status["reason"]
+    refused = call("ab-report", *NOW, "--guard")
+    assert refused.exit_code == 2 and "has no challenger in release 3" in refused.stderr
