@@ -146,6 +146,33 @@ def test_slates_are_as_frequent_as_their_logged_probability() -> None:
     assert stats.chisquare(list(counts.values()), 100_000 * expected / expected.sum()).pvalue > 0.001
 
 
+def test_every_item_is_shown_as_often_as_its_marginal_says(stored: StoredPolicy) -> None:
+    """The whole catalog of 60 items, slates of 3, 20,000 recommendations: inclusion by exact enumeration."""
+    policy = LivePolicy(stored)
+    session = LiveSession(slate_size=3)
+    p = torch.softmax(policy.logits([session])[0].double(), 0).numpy()
+    n = len(p)
+    second = p[:, None] * p[None, :] / (1 - p[:, None])
+    np.fill_diagonal(second, 0.0)
+    third = second[:, :, None] * p / (1 - p[:, None, None] - p[None, :, None])
+    third[np.arange(n), :, np.arange(n)] = third[:, np.arange(n), np.arange(n)] = 0.0
+    expected = p + second.sum(0) + third.sum((0, 1))
+    assert expected.sum() == pytest.approx(3.0)
+    generator = torch.Generator().manual_seed(2)
+    shown: Counter[str] = Counter()
+    for _ in range(20):
+        for chosen in policy.recommend([session] * 1_000, generator):
+            shown.update(chosen.slate)
+            assert chosen.log_probs[0] == pytest.approx(
+                np.log(p[policy.candidates(session).index(chosen.slate[0])]), abs=1e-4
+            )
+    counts = np.array([shown[item_id] for item_id in policy.candidates(session)])
+    z = (counts - 20_000 * expected) / np.sqrt(20_000 * expected * (1 - expected))
+    # Of 60 standard normals one exceeds 4.3 with a probability of 0.001.
+    assert np.abs(z).max() < 4.3
+    assert expected.min() < 0.5 * expected.max()
+
+
 def test_sessions_that_are_answered_together_are_answered_as_alone(policy: LivePolicy) -> None:
     sessions = [live(logged_session()[: step + 1]) for step in range(3)] + [LiveSession(candidates=("item-2", "new"))]
     together = policy.logits(sessions)

@@ -17,8 +17,12 @@ from bento_server import asked_again, release, served
 from starlette.testclient import TestClient
 
 from components.errors import InputError
+from components.evaluation.estimates import estimate
+from components.evaluation.logged_policy import judged_parts, known_rewards
+from components.evaluation.policy_value import About, Estimand
 from components.experiment.ab import Assignment
 from components.interactions.batching import SessionReader
+from components.interactions.contract import RatioAssumption
 from components.interactions.importers import interaction_log
 from components.interactions.log import InteractionLog
 from components.policies.policy_folder import StoredPolicy
@@ -394,6 +398,15 @@ def test_the_imported_log_gives_the_policy_its_own_log_probs_back(
         asked = stored.policy.log_prob(stored.policy.states(whole), whole.requests(), whole.slates.flatten(0, 1)).sum(1)
     torch.testing.assert_close(asked.double()[whole.mask.flatten()], whole.log_probs[whole.mask], atol=1e-4, rtol=0)
     assert log.manifest.n_requests == 60
+
+    about = About(policy=stored.description.name, ratio=RatioAssumption.FULL_SLATE, propensities_estimated=False)
+    made = estimate(judged_parts(batch, stored.policy, about["ratio"]), known_rewards(batch), about)
+    mean_reward = float(whole.rewards.sum() / whole.mask.sum())
+    own = [value for value in made.values if value.estimand is Estimand.ONE_REQUEST]
+    assert "one-request NCIS" in {value.estimator for value in own}
+    for value in own:
+        assert value.value == pytest.approx(mean_reward, rel=1e-3), value.estimator
+        assert value.mean_weight == pytest.approx(1.0, abs=1e-3)
 
 
 def _let_two_hours_pass(home: Path) -> None:
