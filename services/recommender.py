@@ -12,8 +12,9 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from components.errors import InputError
-from components.interactions.log import Heard, InteractionLog, KeyReusedError, LogUnavailableError, Recommended
+from components.interactions.log import Heard, InteractionLog, KeyReusedError, LogUnavailableError, Recommended, Shown
 from components.policies.live_policy import LivePolicy
+from services.access import Access, RateBound, TokenFile
 from services.api import build_api
 from services.log_writer import LogWriter
 from services.messages import (
@@ -27,9 +28,14 @@ from services.messages import (
     RecommendResponse,
     Refusal,
 )
+from services.metrics import Metrics
 from services.policy_store import load_model
+from services.readiness import Readiness
+from services.request_log import RequestLog
 from services.settings import ServiceSettings
 
+#: Seconds for which a probe of readiness is kept waiting: those of Kubernetes give up after one by default.
+READY_SECONDS = 0.8
 #: The arm that answers where a request names none and there are several.
 DEFAULT_ARM = "champion"
 
@@ -56,7 +62,8 @@ def load_served_policies() -> dict[str, ServedPolicy]:
     return {arm: ServedPolicy(tag, LivePolicy(load_model(tag))) for arm, tag in arms.items()}
 
 
-@bentoml.service(name="recommender", workers=1, logging={"access": {"enabled": False}})
+# BentoML's own metrics have whatever path is asked for as a label; ours are at /metrics in their place.
+@bentoml.service(name="recommender", workers=1, logging={"access": {"enabled": False}}, metrics={"enabled": False})
 @bentoml.asgi_app(build_api(lambda: bentoml.get_current_service()))
 class Recommender:
     """Recommends slates, one policy per arm, and hears what became of them."""
@@ -66,10 +73,23 @@ class Recommender:
         policies: Mapping[str, ServedPolicy] | None = None,
         settings: ServiceSettings | None = None,
         seed: int | None = None,
+        request_log: RequestLog | None = None,
     ) -> None:
         settings = settings or ServiceSettings()
         self.policies = load_served_policies() if policies is None else policies
         self.max_body = settings.max_body
+        self.metrics = Metrics()
+        self.request_log = request_log or RequestLog()
+        if settings.open:
+            self.request_log.warn(
+                "SLATELOOP_OPEN is true: anyone may ask, without a token; expected in development only"
+            )
+        self.access = Access(
+            TokenFile(settings.tokens),
+            RateBound(settings.rate, settings.burst) if settings.rate else None,
+            open=settings.open,
+            warn=self.request_log.warn,
+        )
         self.generator = torch.Generator()
         if seed is None:
             self.generator.seed()
@@ -79,7 +99,13 @@ class Recommender:
         self._serve_without_log = settings.serve_without_log
         log = InteractionLog(settings.database)
         log.upgrade()
-        self._log = LogWriter(log, longest_wait=settings.log_seconds, longest_queue=settings.log_queue)
+        self._log = LogWriter(
+            log,
+            longest_wait=settings.log_seconds,
+            longest_queue=settings.log_queue,
+            tell_waiting=self.metrics.rows_waiting.set,
+        )
+        self._readiness = Readiness(log, READY_SECONDS)
         torch.set_num_threads(1)
         # Without this the collector walks the whole heap now and then, and requests wait 200 ms for it.
         gc.collect()
@@ -88,7 +114,12 @@ class Recommender:
     @bentoml.on_shutdown  # type: ignore[untyped-decorator]
     def close(self) -> None:
         """Write what waits for the log."""
+        self._readiness.close()
         self._log.close()
+
+    async def __is_ready__(self) -> bool:
+        """Whether requests are answered: not while the log cannot be written, unless they are answered without it."""
+        return self._serve_without_log or await self._readiness.look()
 
     async def recommend(self, request: RecommendRequest) -> RecommendResponse:
         """Choose a slate among the candidates and log it.
@@ -115,9 +146,9 @@ class Recommender:
             InputError: it does not fit the slate; `UnknownRequestError` where there is none.
             LogUnavailableError: the log cannot be written.
         """
-        (error,) = await self._log.heard([_heard(feedback)])
-        if error is not None:
-            raise error
+        (refusal,) = await self._hear([feedback])
+        if refusal is not None:
+            raise refusal
         return FeedbackResponse(request_id=feedback.request_id)
 
     async def feedback_batch(self, request: FeedbackBatchRequest) -> FeedbackBatchResponse:
@@ -126,51 +157,66 @@ class Recommender:
         Raises:
             LogUnavailableError: the log cannot be written.
         """
-        errors = await self._log.heard([_heard(feedback) for feedback in request.feedback])
+        errors = await self._hear(request.feedback)
         refused = tuple(
             Refusal(place=place, error=str(error)) for place, error in enumerate(errors) if error is not None
         )
         return FeedbackBatchResponse(accepted=len(errors) - len(refused), refused=refused)
 
+    async def _hear(self, pieces: Sequence[Feedback]) -> list[InputError | None]:
+        rows = [_heard(feedback) for feedback in pieces]
+        joined = await self._log.heard(rows)
+        for row, about in zip(rows, joined, strict=True):
+            if isinstance(about, Shown):
+                self.metrics.heard(about.loop, (row.received_at - about.shown_at) / 1e6)
+        return [about if isinstance(about, InputError) else None for about in joined]
+
     async def _recommend(self, requests: Sequence[RecommendRequest], *, batch: bool) -> list[RecommendResponse]:
         arms = [self._arm_of(request, f"requests.{place}." if batch else "") for place, request in enumerate(requests)]
-        rows: dict[int, Recommended] = {}
+        rows: dict[int, tuple[Recommended, bool]] = {}
         for arm in set(arms):
             places = [place for place, own in enumerate(arms) if own == arm]
             rows |= zip(places, self._choose([requests[place] for place in places], arm), strict=True)
-        in_order = [rows[place] for place in range(len(requests))]
+        chosen = [rows[place] for place in range(len(requests))]
+        in_order = [row for row, _ in chosen]
         try:
             standing = await self._log.recommended(in_order)
         except LogUnavailableError:
             if not self._serve_without_log:
                 raise
+            self.metrics.recommended(chosen, in_order)
             return [_response(row, logged=False) for row in in_order]
         except KeyReusedError as error:
             if batch:
                 error.args = (f"requests.{error.place}.{error}",)
             raise
+        self.metrics.recommended(chosen, standing)
         return [_response(one, logged=True) for one in standing]
 
-    def _choose(self, requests: Sequence[RecommendRequest], arm: str) -> list[Recommended]:
+    def _choose(self, requests: Sequence[RecommendRequest], arm: str) -> list[tuple[Recommended, bool]]:
+        """A slate for each request, and whether it explores."""
         served = self.policies[arm]
         now = time.time_ns() // 1_000
         return [
-            Recommended(
-                request_id=uuid4().hex,
-                loop=request.loop,
-                user_id=self._user_hash(request.user_id),
-                session_id=request.session_id,
-                shown_at=now,
-                candidates=served.live.candidates(request),
-                catalog=request.candidates is None,
-                slate=chosen.slate,
-                log_probs=chosen.log_probs,
-                events=tuple(event.model_dump() for event in request.events),
-                context=request.context,
-                policy=served.tag,
-                arm=arm,
-                question=self._question(request),
-                idempotency_key=request.idempotency_key,
+            (
+                Recommended(
+                    request_id=uuid4().hex,
+                    loop=request.loop,
+                    user_id=self._user_hash(request.user_id),
+                    session_id=request.session_id,
+                    shown_at=now,
+                    candidates=served.live.candidates(request),
+                    catalog=request.candidates is None,
+                    slate=chosen.slate,
+                    log_probs=chosen.log_probs,
+                    events=tuple(event.model_dump() for event in request.events),
+                    context=request.context,
+                    policy=served.tag,
+                    arm=arm,
+                    question=self._question(request),
+                    idempotency_key=request.idempotency_key,
+                ),
+                chosen.explores,
             )
             for request, chosen in zip(requests, served.live.recommend(requests, self.generator), strict=True)
         ]

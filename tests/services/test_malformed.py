@@ -55,7 +55,7 @@ class Service:
     """The endpoint in this process, and its log."""
 
     def __init__(self, stored: StoredPolicy, home: Path) -> None:
-        settings = ServiceSettings(home=home)
+        settings = ServiceSettings(home=home, open=True)
         policies = {"champion": ServedPolicy("p:1", LivePolicy(stored))}
         self.recommender = Recommender.inner(policies=policies, settings=settings, seed=0)
         self.client = TestClient(build_api(lambda: self.recommender), raise_server_exceptions=False)
