@@ -6,7 +6,7 @@ import hmac
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -100,7 +100,7 @@ class TokenFile:
             return None
         return found.st_ino, found.st_ctime_ns
 
-    def create(self, name: str, scopes: tuple[Scope, ...]) -> str:
+    def create(self, name: str, scopes: Sequence[str]) -> str:
         """A new token, of which only the digest is kept.
 
         Raises:

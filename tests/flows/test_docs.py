@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.command_line import app, data_app
+from flows.command_line import app, data_app, token_app
 from flows.config import SOURCES, LoopConfig
 from flows.settings import PlatformSettings
 from services.settings import ServiceSettings
@@ -19,8 +19,10 @@ def pages() -> str:
     return "\n".join(file.read_text() for file in files)
 
 
-COMMANDS = [f"slateloop {command.name}" for command in app.registered_commands] + [
-    f"slateloop data {command.name}" for command in data_app.registered_commands
+COMMANDS = [
+    f"slateloop {group}{command.name}"
+    for group, commands in (("", app), ("data ", data_app), ("token ", token_app))
+    for command in commands.registered_commands
 ]
 
 
