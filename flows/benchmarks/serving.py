@@ -2,7 +2,7 @@
 
 All three run at once, each with one worker, and are asked in turns by one client process on the same machine: one
 request after the other, then by as many clients as find its limit, then at a pace that all of them hold. The endpoint
-alone logs what it shows, into SQLite, before it answers.
+alone asks for a token, counts, and logs what it shows, into SQLite, before it answers.
 """
 
 import asyncio
@@ -25,6 +25,7 @@ from flows.benchmarks import Budget, Context, Figure
 from flows.benchmarks.speed import save_untrained_policy
 from flows.load_test import Address, ask
 from flows.settings import REPOSITORY
+from services.access import Scope, TokenFile
 
 BUDGET = Budget(full=10, quick=3)
 CLIENTS = 8
@@ -54,7 +55,8 @@ def _measured(quick: bool) -> dict[str, float]:
             "BENTOML_HOME": str(root / "bentoml"),
             "SLATELOOP_HOME": str(root / "home"),
             "SLATELOOP_DATABASE": "",
-            "SLATELOOP_OPEN": "true",
+            "SLATELOOP_TOKENS": str(root / "tokens.json"),
+            "SLATELOOP_OPEN": "false",
             "SLATELOOP_PEER": str(root / "policy"),
             "PYTHONPATH": str(REPOSITORY),
         }
@@ -71,13 +73,14 @@ def _measured(quick: bool) -> dict[str, float]:
         servers = {
             name: running.enter_context(_serving(command, environment, root)) for name, command in commands.items()
         }
+        token = TokenFile(root / "tokens.json").create("benchmark", [Scope.RECOMMEND])
         question = {
             "candidates": list(log.items()["item_id"][:12]),
             "context": {"device": "phone", "segment": "family"},
             "past_requests": [{"slate": list(log.items()["item_id"][:4]), "clicked": [False, True, False, False]}] * 3,
         }
         asked = {name: question for name in servers} | {"endpoint": question | {"loop": "shop", "user_id": "user-1"}}
-        ask = {name: partial(_seconds, port, json.dumps(asked[name]).encode()) for name, port in servers.items()}
+        ask = {name: partial(_seconds, port, json.dumps(asked[name]).encode(), token) for name, port in servers.items()}
         for one in ask.values():
             asyncio.run(one(n_clients=1, n_requests=50))  # warm
         alone: dict[str, list[np.ndarray]] = {name: [] for name in servers}
@@ -179,14 +182,16 @@ def _listens(port: int) -> bool:
     return reply.status == 200
 
 
-async def _seconds(port: int, body: bytes, *, n_clients: int, n_requests: int, pace: float | None = None) -> np.ndarray:
+async def _seconds(
+    port: int, body: bytes, token: str, *, n_clients: int, n_requests: int, pace: float | None = None
+) -> np.ndarray:
     """Seconds of every request, as `ask` has them.
 
     Raises:
         RuntimeError: one was not answered.
     """
     address = Address("127.0.0.1", port)
-    replies = await ask(address, "/recommend", body, n_clients=n_clients, n_requests=n_requests, pace=pace)
+    replies = await ask(address, "/recommend", body, n_clients=n_clients, n_requests=n_requests, pace=pace, token=token)
     if refused := [reply.status for reply in replies if reply.status != 200]:
         raise RuntimeError(
             f"{len(refused)} of {n_requests} requests were not answered: {sorted(set(map(str, refused)))}"
