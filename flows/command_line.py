@@ -15,6 +15,7 @@ from components.errors import InputError, SlateloopError
 from flows.settings import PlatformSettings, prepare_environment, require_writable
 
 if TYPE_CHECKING:
+    from services.access import TokenFile
     from services.releases import Release
 
 DECIDED, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
@@ -41,6 +42,8 @@ data_app = typer.Typer(help="Versions of the data folder.", no_args_is_help=True
 app.add_typer(data_app, name="data")
 release_app = typer.Typer(help="Which policies serve a loop, and whom.", no_args_is_help=True)
 app.add_typer(release_app, name="release")
+token_app = typer.Typer(help="Tokens of those who may ask the endpoint.", no_args_is_help=True)
+app.add_typer(token_app, name="token")
 
 P = ParamSpec("P")
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout; messages go to stderr.")]
@@ -537,6 +540,85 @@ def run_benchmark(
         print(document.model_dump_json(indent=2))
     else:
         Console().print(figures_table(document))
+
+
+@token_app.command("create", epilog="Example: slateloop token create shop --scope recommend --scope feedback")
+@command
+def create_token(
+    name: Annotated[str, typer.Argument(help="Whose token it is.", metavar="NAME")],
+    scopes: Annotated[list[str], typer.Option("--scope", help="recommend, feedback or release; may be repeated.")],
+) -> None:
+    """Make a token and print it, this once; only a digest of it is kept."""
+    tokens = _tokens()
+    print(tokens.create(name, scopes))
+    _say("slateloop: keep it well: it is not shown again")
+
+
+@token_app.command("list", epilog="Example: slateloop token list")
+@command
+def list_tokens(as_json: AsJson = False) -> None:
+    """Names, scopes and ages of the tokens."""
+    tokens = _tokens().read()
+    if as_json:
+        print(json.dumps([token.model_dump(mode="json", exclude={"digest"}) for token in tokens], indent=2))
+        return
+    from rich.console import Console
+
+    from flows.terminal import tokens_table
+
+    Console().print(tokens_table(tokens))
+
+
+@token_app.command("revoke", epilog="Example: slateloop token revoke shop")
+@command
+def revoke_token(name: Annotated[str, typer.Argument(help="Whose token it is.", metavar="NAME")]) -> None:
+    """Forget a token; a running endpoint refuses it within a second."""
+    _tokens().revoke(name)
+    print(f"{name}: revoked")
+
+
+def _tokens() -> "TokenFile":
+    from services.access import TokenFile
+    from services.settings import ServiceSettings
+
+    return TokenFile(ServiceSettings().tokens)
+
+
+@app.command("load-test", epilog="Example: slateloop load-test --url http://127.0.0.1:3000 --rate 100 --seconds 30")
+@command
+def run_load_test(
+    url: Annotated[str, typer.Option("--url", help="Address of the endpoint.")],
+    rate: Annotated[float, typer.Option("--rate", min=0.01, help="Requests a second.")] = 50.0,
+    seconds: Annotated[float, typer.Option("--seconds", min=0.1, help="How long.")] = 10.0,
+    loop: Annotated[str, typer.Option("--loop", help="The recommender that is asked.")] = "shop",
+    body: Annotated[
+        Path | None, typer.Option("--body", help="JSON file of the request; a small one without it.")
+    ] = None,
+    connections: Annotated[int, typer.Option("--connections", min=1, help="Requests that may wait at once.")] = 64,
+    token: Annotated[
+        str | None, typer.Option("--token", envvar="SLATELOOP_TOKEN", help="Token with the scope recommend.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Ask for recommendations at a fixed rate, and tell how long they took. They are logged like any others."""
+    from flows.load_test import load_test, small_question
+
+    if body is None:
+        question = small_question(loop)
+    else:
+        try:
+            question = body.read_bytes()
+        except OSError as error:
+            raise InputError(f"{body}: cannot be read: {error.strerror}") from None
+    found = load_test(url, question, rate=rate, seconds=seconds, connections=connections, token=token)
+    if as_json:
+        print(found.model_dump_json(indent=2))
+        return
+    from rich.console import Console
+
+    from flows.terminal import load_table
+
+    Console().print(load_table(found))
 
 
 def _show(folder: Path, as_json: bool) -> None:

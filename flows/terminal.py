@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from components.experiment.plan import AbPlan
     from flows.ab_report import AbReport
     from flows.benchmarks import Document
+    from flows.load_test import LoadTest
     from flows.run_record import RunSummary
+    from services.access import Token
     from services.releases import Release
 
 OUTCOME_SYMBOLS = {"hold": "■", "canary": "◐", "promote": "►"}
@@ -119,6 +121,25 @@ def runs_table(runs: Sequence["RunSummary"]) -> Table:
             Text(f"{run.started:%Y-%m-%d %H:%M %Z}".strip()),
         )
     return table
+
+
+def tokens_table(tokens: Sequence["Token"]) -> Table:
+    """One line for each token, without anything that could be asked with."""
+    table = _plain_table("token", "scopes", "made")
+    for token in tokens:
+        table.add_row(token.name, ", ".join(token.scopes), f"{token.created_at:%Y-%m-%d %H:%M %Z}")
+    return table
+
+
+def load_table(found: "LoadTest") -> Group:
+    """How long requests took from when they were due, and what they were answered."""
+    latency = _plain_table("requests", "due a second", "answered a second", "p50", "p90", "p99", "longest")
+    times = ("-" if value is None else f"{value:.1f} ms" for value in (found.p50, found.p90, found.p99, found.longest))
+    latency.add_row(f"{found.requests:,}", f"{found.rate:g}", f"{found.answered_per_second:.1f}", *times)
+    statuses = _plain_table("status", "requests")
+    for status, n_requests in found.statuses.items():
+        statuses.add_row(status, f"{n_requests:,}")
+    return Group(latency, Text(), statuses)
 
 
 def plan_tables(plan: "AbPlan") -> Group:

@@ -10,7 +10,7 @@ from queue import SimpleQueue
 from typing import Any, NamedTuple
 
 from components.errors import InputError
-from components.interactions.log import Heard, InteractionLog, KeyReusedError, LogUnavailableError, Recommended
+from components.interactions.log import Heard, InteractionLog, KeyReusedError, LogUnavailableError, Recommended, Shown
 
 GROUP = 500
 
@@ -24,8 +24,16 @@ class _Waiting(NamedTuple):
 class LogWriter:
     """Writes rows from an event loop by a thread of its own."""
 
-    def __init__(self, log: InteractionLog, *, longest_wait: float, longest_queue: int) -> None:
+    def __init__(
+        self,
+        log: InteractionLog,
+        *,
+        longest_wait: float,
+        longest_queue: int,
+        tell_waiting: Callable[[int], None] = lambda n_rows: None,
+    ) -> None:
         self._log = log
+        self._tell_waiting = tell_waiting
         self._longest_wait = longest_wait
         self._longest_queue = longest_queue
         self._n_waiting = 0
@@ -46,20 +54,21 @@ class LogWriter:
             raise standing
         return standing
 
-    async def heard(self, rows: Sequence[Heard]) -> list[InputError | None]:
-        """Log feedback; an error for each that fits no recommendation.
+    async def heard(self, rows: Sequence[Heard]) -> list[InputError | Shown]:
+        """Log feedback; for each the recommendation that it is about, or an error where it fits none.
 
         Raises:
             LogUnavailableError: it could not be written, or not in time.
         """
-        errors: list[InputError | None] = await self._write(rows)
-        return errors
+        joined: list[InputError | Shown] = await self._write(rows)
+        return joined
 
     async def _write(self, rows: Sequence[Recommended] | Sequence[Heard]) -> Any:
         with self._counting:
             if self._n_waiting + len(rows) > self._longest_queue:
                 raise LogUnavailableError(f"the interaction log is {self._n_waiting} rows behind; try again later")
             self._n_waiting += len(rows)
+            self._tell_waiting(self._n_waiting)
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Any] = loop.create_future()
         self._queue.put(_Waiting(rows, _teller(loop, future), future.cancelled))
@@ -99,12 +108,13 @@ class LogWriter:
                 self._write_group(group)
             with self._counting:
                 self._n_waiting -= n_rows
+                self._tell_waiting(self._n_waiting)
 
     def _write_group(self, group: list[_Waiting]) -> None:
         calls = [waiting for waiting in group if isinstance(waiting.rows[0], Recommended)]
         pieces = [waiting for waiting in group if isinstance(waiting.rows[0], Heard)]
         try:
-            standing, errors = self._log.write(
+            standing, joined = self._log.write(
                 [[row for row in waiting.rows if isinstance(row, Recommended)] for waiting in calls],
                 [row for waiting in pieces for row in waiting.rows if isinstance(row, Heard)],
             )
@@ -119,7 +129,7 @@ class LogWriter:
             return
         for waiting, answer in zip(calls, standing, strict=True):
             waiting.tell(answer)
-        left = iter(errors)
+        left = iter(joined)
         for waiting in pieces:
             waiting.tell([next(left) for _ in waiting.rows])
 

@@ -18,9 +18,11 @@ from components.interactions.log import (
     LogUnavailableError,
     Recommended,
     ShadowChoice,
+    Shown,
 )
 from components.policies.live_policy import LivePolicy, LiveSession
 from components.policies.policy_folder import StoredPolicy
+from services.access import Access, RateBound, TokenFile
 from services.api import build_api
 from services.log_writer import LogWriter
 from services.messages import (
@@ -34,13 +36,20 @@ from services.messages import (
     RecommendResponse,
     Refusal,
 )
+from services.metrics import Metrics
 from services.policy_store import load_model
+from services.readiness import Readiness
 from services.releases import Arm, Releases
+from services.request_log import RequestLog
 from services.serving_release import ReleaseFollower, ServingRelease
 from services.settings import ServiceSettings
 
+#: Seconds for which a probe of readiness is kept waiting: those of Kubernetes give up after one by default.
+READY_SECONDS = 0.8
 
-@bentoml.service(name="recommender", workers=1, logging={"access": {"enabled": False}})
+
+# BentoML's own metrics have whatever path is asked for as a label; ours are at /metrics in their place.
+@bentoml.service(name="recommender", workers=1, logging={"access": {"enabled": False}}, metrics={"enabled": False})
 @bentoml.asgi_app(build_api(lambda: bentoml.get_current_service()))
 class Recommender:
     """Recommends slates by the policies that are released, and hears what became of them."""
@@ -50,9 +59,22 @@ class Recommender:
         settings: ServiceSettings | None = None,
         seed: int | None = None,
         load: Callable[[str], StoredPolicy] = load_model,
+        request_log: RequestLog | None = None,
     ) -> None:
         settings = settings or ServiceSettings()
         self.max_body = settings.max_body
+        self.metrics = Metrics()
+        self.request_log = request_log or RequestLog()
+        if settings.open:
+            self.request_log.warn(
+                "SLATELOOP_OPEN is true: anyone may ask, without a token; expected in development only"
+            )
+        self.access = Access(
+            TokenFile(settings.tokens),
+            RateBound(settings.rate, settings.burst) if settings.rate else None,
+            open=settings.open,
+            warn=self.request_log.warn,
+        )
         self.generator = torch.Generator()
         if seed is None:
             self.generator.seed()
@@ -63,7 +85,13 @@ class Recommender:
         log = InteractionLog(settings.database)
         log.upgrade()
         self._releases = ReleaseFollower(Releases(log), load, settings.release_seconds)
-        self._log = LogWriter(log, longest_wait=settings.log_seconds, longest_queue=settings.log_queue)
+        self._log = LogWriter(
+            log,
+            longest_wait=settings.log_seconds,
+            longest_queue=settings.log_queue,
+            tell_waiting=self.metrics.rows_waiting.set,
+        )
+        self._readiness = Readiness(log, READY_SECONDS)
         torch.set_num_threads(1)
         # Without this the collector walks the whole heap now and then, and requests wait 200 ms for it.
         gc.collect()
@@ -73,7 +101,12 @@ class Recommender:
     def close(self) -> None:
         """Write what waits for the log."""
         self._releases.close()
+        self._readiness.close()
         self._log.close()
+
+    async def __is_ready__(self) -> bool:
+        """Whether requests are answered: not before anything is released, nor while the log must and cannot be written."""
+        return bool(self._releases.serving) and (self._serve_without_log or await self._readiness.look())
 
     async def recommend(self, request: RecommendRequest) -> RecommendResponse:
         """Choose a slate among the candidates and log it.
@@ -100,9 +133,9 @@ class Recommender:
             InputError: it does not fit the slate; `UnknownRequestError` where there is none.
             LogUnavailableError: the log cannot be written.
         """
-        (error,) = await self._log.heard([_heard(feedback)])
-        if error is not None:
-            raise error
+        (refusal,) = await self._hear([feedback])
+        if refusal is not None:
+            raise refusal
         return FeedbackResponse(request_id=feedback.request_id)
 
     async def feedback_batch(self, request: FeedbackBatchRequest) -> FeedbackBatchResponse:
@@ -111,11 +144,19 @@ class Recommender:
         Raises:
             LogUnavailableError: the log cannot be written.
         """
-        errors = await self._log.heard([_heard(feedback) for feedback in request.feedback])
+        errors = await self._hear(request.feedback)
         refused = tuple(
             Refusal(place=place, error=str(error)) for place, error in enumerate(errors) if error is not None
         )
         return FeedbackBatchResponse(accepted=len(errors) - len(refused), refused=refused)
+
+    async def _hear(self, pieces: Sequence[Feedback]) -> list[InputError | None]:
+        rows = [_heard(feedback) for feedback in pieces]
+        joined = await self._log.heard(rows)
+        for row, about in zip(rows, joined, strict=True):
+            if isinstance(about, Shown):
+                self.metrics.heard(about.loop, (row.received_at - about.shown_at) / 1e6)
+        return [about if isinstance(about, InputError) else None for about in joined]
 
     async def _recommend(self, requests: Sequence[RecommendRequest], *, batch: bool) -> list[RecommendResponse]:
         # One look: a release that changes meanwhile is for whoever asks next.
@@ -126,46 +167,55 @@ class Recommender:
                 by_arm.setdefault((request.loop, _answering_arm(serving, request)), []).append(place)
             except InputError as error:
                 raise InputError(f"{f'requests.{place}.' if batch else ''}{error}") from None
-        rows: dict[int, Recommended] = {}
+        rows: dict[int, tuple[Recommended, bool]] = {}
         for (loop, arm), places in by_arm.items():
             rows |= zip(places, self._choose([requests[place] for place in places], serving[loop], arm), strict=True)
-        in_order = [rows[place] for place in range(len(requests))]
+        chosen = [rows[place] for place in range(len(requests))]
+        in_order = [row for row, _ in chosen]
         try:
             standing = await self._log.recommended(in_order)
         except LogUnavailableError:
             if not self._serve_without_log:
                 raise
+            self.metrics.recommended(chosen, in_order)
             return [_response(row, logged=False) for row in in_order]
         except KeyReusedError as error:
             if batch:
                 error.args = (f"requests.{error.place}.{error}",)
             raise
+        self.metrics.recommended(chosen, standing)
         return [_response(one, logged=True) for one in standing]
 
-    def _choose(self, requests: Sequence[RecommendRequest], serving: ServingRelease, arm: Arm) -> list[Recommended]:
+    def _choose(
+        self, requests: Sequence[RecommendRequest], serving: ServingRelease, arm: Arm
+    ) -> list[tuple[Recommended, bool]]:
+        """A slate for each request, and whether it explores."""
         release = serving.release
         policy = release.policies()[arm]
         live = serving.policies[policy]
         now = time.time_ns() // 1_000
         return [
-            Recommended(
-                request_id=uuid4().hex,
-                loop=request.loop,
-                user_id=self._user_hash(request.user_id),
-                session_id=request.session_id,
-                shown_at=now,
-                candidates=live.candidates(request),
-                catalog=request.candidates is None,
-                slate=chosen.slate,
-                log_probs=chosen.log_probs,
-                events=tuple(event.model_dump() for event in request.events),
-                context=request.context,
-                policy=policy,
-                arm=arm,
-                release=release.number,
-                question=self._question(request),
-                idempotency_key=request.idempotency_key,
-                shadow=shadow,
+            (
+                Recommended(
+                    request_id=uuid4().hex,
+                    loop=request.loop,
+                    user_id=self._user_hash(request.user_id),
+                    session_id=request.session_id,
+                    shown_at=now,
+                    candidates=live.candidates(request),
+                    catalog=request.candidates is None,
+                    slate=chosen.slate,
+                    log_probs=chosen.log_probs,
+                    events=tuple(event.model_dump() for event in request.events),
+                    context=request.context,
+                    policy=policy,
+                    arm=arm,
+                    release=release.number,
+                    question=self._question(request),
+                    idempotency_key=request.idempotency_key,
+                    shadow=shadow,
+                ),
+                chosen.explores,
             )
             for request, chosen, shadow in zip(
                 requests,

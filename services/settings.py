@@ -43,11 +43,22 @@ class ServiceSettings(BaseSettings):
         default=2_000_000, ge=1_000, le=100_000_000, description="Largest body of a request in bytes."
     )
 
+    tokens: Path = Field(default=Path(), description="File of the tokens that may ask; unset: tokens.json in `home`.")
+    open: bool = Field(default=False, description="Let anyone ask, without a token: for development.")
+    rate: float = Field(
+        default=0.0, ge=0, description="Requests a second that each token may ask of each worker; 0: no bound."
+    )
+    burst: int = Field(
+        default=100, ge=1, description="Requests that a token may ask at once, where it has been quiet before."
+    )
+
     @model_validator(mode="after")
-    def _database_in_home(self) -> Self:
+    def _files_in_home(self) -> Self:
+        # Workers have another working folder than the command that starts them.
         if not self.database:
-            # Workers have another working folder than the command that starts them.
             object.__setattr__(self, "database", f"sqlite:///{self.home.resolve() / 'interactions.db'}")
+        if self.tokens == Path():
+            object.__setattr__(self, "tokens", self.home.resolve() / "tokens.json")
         return self
 
     def user_hash_key(self) -> bytes:

@@ -52,7 +52,9 @@ def served(bento: str, bentoml_home: Path, folder: Path, variables: Mapping[str,
     server = subprocess.Popen(
         [sys.executable, "-m", "bentoml", "serve", bento, "--host", "127.0.0.1", "--port", str(port)],
         cwd=folder,
-        env=os.environ | {"BENTOML_HOME": str(bentoml_home), "BENTOML_DO_NOT_TRACK": "True", **(variables or {})},
+        env=os.environ
+        | {"BENTOML_HOME": str(bentoml_home), "BENTOML_DO_NOT_TRACK": "True", "SLATELOOP_OPEN": "true"}
+        | dict(variables or {}),
         stdout=output,
         stderr=subprocess.STDOUT,
     )

@@ -185,6 +185,16 @@ class Heard:
         return lengths | {f"signals.{name}": len(values) for name, values in self.signals.items()}
 
 
+@dataclass(frozen=True)
+class Shown:
+    """The recommendation that a piece of feedback is about."""
+
+    loop: str
+    shown_at: int
+    """Microseconds since 1970, UTC."""
+    slate_size: int
+
+
 def microseconds(moment: datetime | None) -> int:
     """A moment as the tables have it; None is the end of time."""
     return 2**62 if moment is None else round(moment.timestamp() * 1e6)
@@ -229,7 +239,7 @@ class InteractionLog:
 
     def write(
         self, calls: Sequence[Sequence[Recommended]], heard: Sequence[Heard] = ()
-    ) -> tuple[list[list[Recommended] | KeyReusedError], list[InputError | None]]:
+    ) -> tuple[list[list[Recommended] | KeyReusedError], list[InputError | Shown]]:
         """Write a group in one transaction: all of it is kept, or none.
 
         Args:
@@ -239,8 +249,8 @@ class InteractionLog:
 
         Returns:
             For each call the recommendations that stand: its own, or what an earlier request with the same idempotency
-            key was answered; or why it is refused. For each feedback an error where it fits no recommendation.
-            Feedback that is known already is accepted again.
+            key was answered; or why it is refused. For each feedback the recommendation that it is about, or an error
+            where it fits none. Feedback that is known already is accepted again.
 
         Raises:
             LogUnavailableError: the database cannot be reached or written.
@@ -248,6 +258,19 @@ class InteractionLog:
         with self.writing() as connection:
             standing = self._write_recommendations(connection, calls)
             return standing, self._write_feedback(connection, heard)
+
+    def check(self) -> None:
+        """Look whether rows could be written now.
+
+        Raises:
+            LogUnavailableError: they could not.
+        """
+        file = self.engine.url.database
+        if self.engine.dialect.name == "sqlite" and not Path(file or "").is_file():
+            # A connection that is open already would not notice.
+            raise LogUnavailableError(f"the interaction log is not available: {file} is gone")
+        with self.writing() as connection:
+            connection.execute(sa.select(RECOMMENDATIONS.c.request_id).limit(1))
 
     def state(self, loop: str, until: datetime | None = None) -> str:
         """How far a loop's log has come: two logs of one database with the same state hold the same rows.
@@ -356,15 +379,18 @@ class InteractionLog:
             for call in standing
         ]
 
-    def _write_feedback(self, connection: sa.Connection, heard: Sequence[Heard]) -> list[InputError | None]:
+    def _write_feedback(self, connection: sa.Connection, heard: Sequence[Heard]) -> list[InputError | Shown]:
         if not heard:
             return []
         columns = RECOMMENDATIONS.c
-        asked = sa.select(columns.request_id, columns.slate).where(
+        asked = sa.select(columns.request_id, columns.loop, columns.shown_at, columns.slate).where(
             columns.request_id.in_({one.request_id for one in heard})
         )
-        sizes = {row.request_id: len(json.loads(row.slate)) for row in connection.execute(asked)}
-        errors = [_misfit(one, sizes.get(one.request_id)) for one in heard]
+        shown = {
+            row.request_id: Shown(row.loop, row.shown_at, len(json.loads(row.slate)))
+            for row in connection.execute(asked)
+        }
+        joined = [_joined(one, shown.get(one.request_id)) for one in heard]
         rows: list[dict[str, Any]] = [
             {
                 "request_id": one.request_id,
@@ -376,13 +402,13 @@ class InteractionLog:
                 "request_signals": _json(one.request_signals),
                 "left": one.left,
             }
-            for one, error in zip(heard, errors, strict=True)
-            if error is None
+            for one, about in zip(heard, joined, strict=True)
+            if isinstance(about, Shown)
         ]
         if rows:
             rows.sort(key=lambda row: (row["request_id"], row["feedback_id"]))
             connection.execute(_INSERT[FEEDBACK], rows)
-        return errors
+        return joined
 
     @contextmanager
     def _available(self) -> Iterator[None]:
@@ -468,13 +494,13 @@ def _answered(connection: sa.Connection, keyed: Sequence[Recommended]) -> dict[t
     return answered
 
 
-def _misfit(one: Heard, slate_size: int | None) -> InputError | None:
-    if slate_size is None:
+def _joined(one: Heard, shown: Shown | None) -> InputError | Shown:
+    if shown is None:
         return UnknownRequestError(f"request_id: {one.request_id!r} was never answered here, or was deleted")
     for name, length in one.lengths().items():
-        if length != slate_size:
-            return InputError(f"{name}: has {length} values; expected {slate_size}, one per slate position")
-    return None
+        if length != shown.slate_size:
+            return InputError(f"{name}: has {length} values; expected {shown.slate_size}, one per slate position")
+    return shown
 
 
 def _digest(candidates: tuple[str, ...]) -> str:

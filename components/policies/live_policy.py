@@ -111,6 +111,8 @@ class Recommendation:
     slate: tuple[str, ...]
     log_probs: tuple[float, ...]
     """Per position, given the positions above."""
+    explores: bool
+    """Whether its first item is less likely there than another."""
 
     @property
     def log_prob(self) -> float:
@@ -246,9 +248,10 @@ class LivePolicy:
             # The first positions of a longer slate are distributed as a shorter one.
             places = plackett_luce.sample(logits, max(sizes), generator)
             log_probs = plackett_luce.log_prob(logits, places)
+            explores = logits.gather(1, places[:, :1]).squeeze(1) < logits.amax(1)
         chosen = []
-        for session, size, own_places, own_log_probs in zip(
-            sessions, sizes, places.tolist(), log_probs.tolist(), strict=True
+        for session, size, own_places, own_log_probs, own_explores in zip(
+            sessions, sizes, places.tolist(), log_probs.tolist(), explores.tolist(), strict=True
         ):
             items = self.candidates(session)
             filled = [
@@ -257,7 +260,7 @@ class LivePolicy:
                 if place >= 0
             ]
             slate, told = zip(*filled[:size], strict=True)
-            chosen.append(Recommendation(slate, told))
+            chosen.append(Recommendation(slate, told, own_explores))
         return chosen
 
     def _indices(self, item_ids: Sequence[str]) -> list[int]:

@@ -2,7 +2,7 @@
 
 All three run at once, each with one worker, and are asked in turns by one client process on the same machine: one
 request after the other, then by as many clients as find its limit, then at a pace that all of them hold. The endpoint
-alone logs what it shows, into SQLite, before it answers.
+alone asks for a token, counts, and logs what it shows, into SQLite, before it answers.
 """
 
 import asyncio
@@ -23,7 +23,9 @@ import numpy as np
 from components.environments import storefront
 from flows.benchmarks import Budget, Context, Figure
 from flows.benchmarks.speed import save_untrained_policy
+from flows.load_test import Address, ask
 from flows.settings import REPOSITORY
+from services.access import Scope, TokenFile
 
 BUDGET = Budget(full=10, quick=3)
 CLIENTS = 8
@@ -59,6 +61,8 @@ def _measured(quick: bool) -> dict[str, float]:
             "BENTOML_HOME": str(root / "bentoml"),
             "SLATELOOP_HOME": str(root / "home"),
             "SLATELOOP_DATABASE": "",
+            "SLATELOOP_TOKENS": str(root / "tokens.json"),
+            "SLATELOOP_OPEN": "false",
             "SLATELOOP_PEER": str(root / "policy"),
             "PYTHONPATH": str(REPOSITORY),
         }
@@ -75,13 +79,14 @@ def _measured(quick: bool) -> dict[str, float]:
         servers = {
             name: running.enter_context(_serving(command, environment, root)) for name, command in commands.items()
         }
+        token = TokenFile(root / "tokens.json").create("benchmark", [Scope.RECOMMEND])
         question = {
             "candidates": list(log.items()["item_id"][:12]),
             "context": {"device": "phone", "segment": "family"},
             "past_requests": [{"slate": list(log.items()["item_id"][:4]), "clicked": [False, True, False, False]}] * 3,
         }
         asked = {name: question for name in servers} | {"endpoint": question | {"loop": "shop", "user_id": "user-1"}}
-        ask = {name: partial(_ask, port, json.dumps(asked[name]).encode()) for name, port in servers.items()}
+        ask = {name: partial(_seconds, port, json.dumps(asked[name]).encode(), token) for name, port in servers.items()}
         for one in ask.values():
             asyncio.run(one(n_clients=1, n_requests=50))  # warm
         alone: dict[str, list[np.ndarray]] = {name: [] for name in servers}
@@ -179,52 +184,22 @@ def _serving(command: tuple[str, ...], environment: dict[str, str], root: Path) 
 
 
 def _listens(port: int) -> bool:
-    try:
-        asyncio.run(_ask(port, b"", n_clients=1, n_requests=1, path="/readyz"))
-    except (OSError, asyncio.IncompleteReadError, RuntimeError):
-        return False
-    return True
+    (reply,) = asyncio.run(ask(Address("127.0.0.1", port), "/readyz", b"", n_clients=1, n_requests=1))
+    return reply.status == 200
 
 
-async def _ask(
-    port: int, body: bytes, *, n_clients: int, n_requests: int, pace: float | None = None, path: str = "/recommend"
+async def _seconds(
+    port: int, body: bytes, token: str, *, n_clients: int, n_requests: int, pace: float | None = None
 ) -> np.ndarray:
-    """Seconds of every request.
-
-    Args:
-        port: of the server on this machine.
-        body: of every request; empty for a GET.
-        n_clients: connections, each with one request at a time.
-        n_requests: of all clients together.
-        pace: requests a second; a request's time then runs from when it was due. None: as fast as they are answered.
-        path: that is asked.
+    """Seconds of every request, as `ask` has them.
 
     Raises:
-        RuntimeError: the server refused.
+        RuntimeError: one was not answered.
     """
-    verb = "POST" if body else "GET"
-    head = f"{verb} {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-    message = head.encode() + body
-    seconds: list[float] = []
-    due = iter(range(n_requests))
-    begun = time.perf_counter()
-
-    async def client() -> None:
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        for number in due:
-            started = time.perf_counter()
-            if pace is not None:
-                planned = begun + number / pace
-                await asyncio.sleep(max(0.0, planned - started))
-                started = planned
-            writer.write(message)
-            answered = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
-            length = int(answered.partition("content-length:")[2].partition("\r\n")[0] or 0)
-            content = await reader.readexactly(length)
-            seconds.append(time.perf_counter() - started)
-            if " 200 " not in answered.partition("\r\n")[0]:
-                raise RuntimeError(f"{answered.partition(chr(13))[0]}: {content[:500]!r}")
-        writer.close()
-
-    await asyncio.gather(*(client() for _ in range(n_clients)))
-    return np.array(seconds)
+    address = Address("127.0.0.1", port)
+    replies = await ask(address, "/recommend", body, n_clients=n_clients, n_requests=n_requests, pace=pace, token=token)
+    if refused := [reply.status for reply in replies if reply.status != 200]:
+        raise RuntimeError(
+            f"{len(refused)} of {n_requests} requests were not answered: {sorted(set(map(str, refused)))}"
+        )
+    return np.array([reply.seconds for reply in replies])

@@ -367,3 +367,35 @@ def test_without_an_interaction_log_there_is_nothing_to_import(place: Path) -> N
     (place / "empty.db").touch()
     said = refused("import", "--source", "log", "--path", str(place / "empty.db"), "--out", str(place / "log"))
     assert "holds no interaction log; serve a policy first" in said
+
+
+def test_a_token_is_printed_once_and_listed_without_it(place: Path) -> None:
+    made = call("token", "create", "shop", "--scope", "recommend", "--scope", "feedback")
+    assert made.exit_code == 0, made.output
+    secret = made.stdout.strip()
+    assert secret.startswith("slateloop_")
+    assert "not shown again" in made.stderr
+    listed = call("token", "list")
+    assert "shop" in listed.stdout and "recommend, feedback" in listed.stdout
+    (token,) = json.loads(call("token", "list", "--json").stdout)
+    assert (token["name"], token["scopes"]) == ("shop", ["recommend", "feedback"])
+    for output in (listed.stdout, json.dumps(token), (place / "home" / "tokens.json").read_text()):
+        assert secret not in output
+    assert "is there already" in refused("token", "create", "shop", "--scope", "release")
+    assert call("token", "revoke", "shop").stdout == "shop: revoked\n"
+    assert "'shop': is unknown; the tokens are []" in refused("token", "revoke", "shop")
+
+
+def test_tokens_are_kept_where_the_setting_says(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLATELOOP_TOKENS", str(place / "elsewhere" / "t.json"))
+    call("token", "create", "shop", "--scope", "release")
+    assert (place / "elsewhere" / "t.json").exists()
+    assert "Input should be 'recommend', 'feedback' or 'release'" in refused("token", "create", "x", "--scope", "all")
+
+
+def test_a_load_test_tells_what_it_found() -> None:
+    arguments = ("load-test", "--url", "http://127.0.0.1:9", "--rate", "50", "--seconds", "0.1")
+    table = call(*arguments)
+    assert table.exit_code == 0 and "no answer" in table.stdout
+    assert json.loads(call(*arguments, "--json").stdout)["statuses"] == {"no answer": 5}
+    assert "expected http://HOST:PORT" in refused("load-test", "--url", "nowhere")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.command_line import app, data_app, release_app
+from flows.command_line import app, data_app, release_app, token_app
 from flows.config import SOURCES, LoopConfig
 from flows.settings import PlatformSettings
 from services.settings import ServiceSettings
@@ -21,7 +21,12 @@ def pages() -> str:
 
 COMMANDS = [
     f"{prefix} {command.name}"
-    for prefix, commands in (("slateloop", app), ("slateloop data", data_app), ("slateloop release", release_app))
+    for prefix, commands in (
+        ("slateloop", app),
+        ("slateloop data", data_app),
+        ("slateloop release", release_app),
+        ("slateloop token", token_app),
+    )
     for command in commands.registered_commands
 ]
 

@@ -18,6 +18,7 @@ from components.interactions.log import (
     KeyReusedError,
     LogUnavailableError,
     Recommended,
+    Shown,
     UnknownRequestError,
     metadata,
 )
@@ -39,6 +40,7 @@ SHOWN = Recommended(
     release=3,
     question="q1",
 )
+ABOUT = Shown("shop", 1_000_000, slate_size=2)
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.services)])
@@ -71,7 +73,7 @@ def test_the_migrations_make_the_tables_that_the_code_names(log: InteractionLog)
 
 
 def test_what_is_written_is_there_for_another_process(log: InteractionLog) -> None:
-    assert log.write([[SHOWN]], [Heard("r1", "f1", 2_000_000, clicked=(True, None))]) == ([[SHOWN]], [None])
+    assert log.write([[SHOWN]], [Heard("r1", "f1", 2_000_000, clicked=(True, None))]) == ([[SHOWN]], [ABOUT])
     again = InteractionLog(log.engine.url.render_as_string(hide_password=False))
     (shown,) = rows(again, RECOMMENDATIONS)
     assert (shown["slate"], shown["log_probs"], shown["candidates"]) == ('["b","a"]', "[-0.5,-0.25]", '["a","b","c"]')
@@ -135,7 +137,7 @@ def test_feedback_is_kept_once_however_often_it_comes(log: InteractionLog) -> No
     log.write([[SHOWN]])
     piece = Heard("r1", "f1", 2_000_000, clicked=(True, False))
     for _ in range(2):
-        assert log.write([], [piece, piece]) == ([], [None, None])
+        assert log.write([], [piece, piece]) == ([], [ABOUT, ABOUT])
     assert len(rows(log, FEEDBACK)) == 1
 
 
@@ -147,7 +149,7 @@ def test_feedback_that_fits_no_slate_is_refused_by_itself(log: InteractionLog) -
         Heard("r1", "short", 2, signals={"watch_time": (1.0,)}),
     ]
     _, (good, unknown, long, short) = log.write([[SHOWN]], pieces)
-    assert good is None
+    assert good == ABOUT
     assert isinstance(unknown, UnknownRequestError) and "'nobody' was never answered here" in str(unknown)
     assert str(long) == "purchased: has 3 values; expected 2, one per slate position"
     assert str(short) == "signals.watch_time: has 1 values; expected 2, one per slate position"

@@ -31,6 +31,7 @@ class Clients:
     slates: dict[str, list[str]] = field(default_factory=dict)
     told: set[str] = field(default_factory=set)
     refused: Counter[int] = field(default_factory=Counter)
+    broken: Counter[str] = field(default_factory=Counter)
     stopped: threading.Event = field(default_factory=threading.Event)
 
     def run(self) -> None:
@@ -48,7 +49,8 @@ class Clients:
                     for _ in range(2):  # as a client that lost the answer would
                         if client.post("/feedback", json=piece).status_code == 200:
                             self.told.add(shown["request_id"])
-                except httpx.TransportError:
+                except httpx.TransportError as error:
+                    self.broken[str(error)] += 1
                     time.sleep(0.05)
 
 
@@ -77,15 +79,20 @@ def kill_under_load(bento: str, url: str, n_kills: int, homes: tuple[Path, Path,
     return clients
 
 
-def _workers(address: str) -> list[psutil.Process]:
-    """The processes below the server of an address."""
+def _server(address: str) -> psutil.Process:
     port = address.rpartition(":")[2]
     (server,) = (
         process
         for process in psutil.process_iter(["cmdline"])
         if "serve" in (process.info["cmdline"] or []) and port in process.info["cmdline"]
     )
-    return [child for child in server.children(recursive=True) if "resource_tracker" not in " ".join(child.cmdline())]
+    return server
+
+
+def _workers(address: str) -> list[psutil.Process]:
+    """The processes below the server of an address."""
+    children = _server(address).children(recursive=True)
+    return [child for child in children if "resource_tracker" not in " ".join(child.cmdline())]
 
 
 def hold_against(url: str, clients: Clients) -> None:
@@ -102,6 +109,35 @@ def hold_against(url: str, clients: Clients) -> None:
 @pytest.fixture
 def homes(bentoml_home: Path, tmp_path: Path) -> tuple[Path, Path, Path]:
     return bentoml_home, tmp_path, tmp_path / "home"
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_a_server_that_is_told_to_end_answers_what_it_accepted(
+    policy_tag: str, homes: tuple[Path, Path, Path], seed: int
+) -> None:
+    bentoml_home, folder, home = homes
+    release(f"sqlite:///{home / 'interactions.db'}", policy_tag)
+    with served(build_bento(), bentoml_home, folder, {"SLATELOOP_HOME": str(home)}) as address:
+        clients = Clients(address)
+        threads = [threading.Thread(target=clients.run) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        while len(clients.slates) < 40:
+            time.sleep(0.02)
+        time.sleep(random.Random(seed).uniform(0.0, 0.3))
+        server = _server(address)
+        server.terminate()
+        server.wait(timeout=25)
+        clients.stopped.set()
+        for thread in threads:
+            thread.join()
+    url = f"sqlite:///{home / 'interactions.db'}"
+    hold_against(url, clients)
+    with InteractionLog(url).reading() as connection:
+        shown = set(connection.scalars(sa.select(RECOMMENDATIONS.c.request_id)))
+    assert shown == set(clients.slates), "some slates were logged and never answered"
+    assert not clients.refused
+    assert not [reason for reason in clients.broken if "complete message body" in reason], clients.broken
 
 
 @pytest.mark.parametrize("n_kills", [2, pytest.param(200, marks=[pytest.mark.slow, pytest.mark.timeout(3_600)])])
@@ -135,11 +171,18 @@ def test_a_stopped_database_refuses_clearly_and_its_return_needs_no_restart(
         def ask() -> Any:
             return httpx.post(f"{address}/recommend", json=BODY, timeout=20)
 
+        def status(path: str) -> int:
+            return httpx.get(f"{address}{path}", timeout=5).status_code
+
         assert ask().status_code == 200
+        assert (status("/readyz"), status("/livez")) == (200, 200)
         postgresql.stop("immediate")
+        assert (status("/readyz"), status("/livez")) == (503, 200)
         started = time.monotonic()
         refused = ask()
         assert refused.status_code == 503 and "the interaction log" in refused.json()["error"]
         assert time.monotonic() - started < 10
+        assert (status("/readyz"), status("/livez")) == (503, 200)
         postgresql.start()
         assert ask().status_code == 200
+        assert (status("/readyz"), status("/livez")) == (200, 200)

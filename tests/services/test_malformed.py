@@ -54,7 +54,7 @@ class Service:
     """The endpoint in this process, and its log."""
 
     def __init__(self, stored: StoredPolicy, home: Path) -> None:
-        settings = ServiceSettings(home=home)
+        settings = ServiceSettings(home=home, open=True)
         release(settings.database, "p:1")
         self.recommender = Recommender.inner(settings=settings, seed=0, load=lambda tag: stored)
         self.client = TestClient(build_api(lambda: self.recommender), raise_server_exceptions=False)

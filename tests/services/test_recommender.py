@@ -52,7 +52,7 @@ BODY: dict[str, Any] = {
 
 
 def settings(home: Path, **changes: Any) -> ServiceSettings:
-    return ServiceSettings(home=home, **changes)
+    return ServiceSettings(home=home, **{"open": True} | changes)
 
 
 def service(stored: StoredPolicy, settings: ServiceSettings) -> Any:
