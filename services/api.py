@@ -29,8 +29,11 @@ from services.messages import (
     RecommendBatchResponse,
     RecommendRequest,
     RecommendResponse,
+    ReleasesResponse,
+    RollbackRequest,
 )
 from services.metrics import Metrics
+from services.releases import Release
 from services.request_log import Asked, Observed, RequestLog
 
 _SCHEMA = "#/components/schemas/{model}"
@@ -55,6 +58,8 @@ class Endpoint(Protocol):
     async def recommend_batch(self, request: RecommendBatchRequest) -> RecommendBatchResponse: ...  # noqa: D102
     async def feedback(self, feedback: Feedback) -> FeedbackResponse: ...  # noqa: D102
     async def feedback_batch(self, request: FeedbackBatchRequest) -> FeedbackBatchResponse: ...  # noqa: D102
+    async def releases(self) -> ReleasesResponse: ...  # noqa: D102
+    async def roll_back(self, request: RollbackRequest) -> Release: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
@@ -80,6 +85,9 @@ OPERATIONS = (
               lambda asked, body: asked.feedback(body)),
     Operation("POST", "/feedback/batch", Scope.FEEDBACK, FeedbackBatchRequest, FeedbackBatchResponse,
               lambda asked, body: asked.feedback_batch(body)),
+    Operation("GET", "/release", Scope.RELEASE, None, ReleasesResponse, lambda asked, body: asked.releases()),
+    Operation("POST", "/release/rollback", Scope.RELEASE, RollbackRequest, Release,
+              lambda asked, body: asked.roll_back(body)),
 )  # fmt: skip
 
 

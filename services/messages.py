@@ -5,6 +5,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from components.policies.live_policy import MAX_SLATE, LiveSession, Number
+from services.releases import MAX_REASON, Release
 
 #: Ids are stored as they come: anything but control characters, which some databases cannot hold.
 Id = Annotated[str, Field(min_length=1, max_length=256, pattern=r"^[^\x00-\x1f\x7f]+$")]
@@ -134,6 +135,25 @@ class FeedbackBatchResponse(BaseModel):
 
     accepted: int
     refused: tuple[Refusal, ...]
+
+
+class ReleasesResponse(BaseModel):
+    """What the worker that answers serves."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    releases: tuple[Release, ...] = Field(description="The release of each loop.")
+
+
+class RollbackRequest(BaseModel):
+    """Take a loop's challenger away; without one, bring back the champion before this one."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", json_schema_extra={"example": {"loop": "shop", "reason": "carts are down"}}
+    )
+
+    loop: str = Field(min_length=1, max_length=64, description="The recommender.")
+    reason: str = Field(min_length=1, max_length=MAX_REASON, description="Why; it stays with the release.")
 
 
 class Problem(BaseModel):

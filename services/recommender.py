@@ -1,5 +1,6 @@
 """The endpoint: what it shows is logged with its log_prob before it is answered, and what it hears is joined to it."""
 
+import asyncio
 import gc
 import hashlib
 import hmac
@@ -35,11 +36,13 @@ from services.messages import (
     RecommendRequest,
     RecommendResponse,
     Refusal,
+    ReleasesResponse,
+    RollbackRequest,
 )
 from services.metrics import Metrics
 from services.policy_store import load_model
 from services.readiness import Readiness
-from services.releases import Arm, Releases
+from services.releases import Arm, Release, Releases
 from services.request_log import RequestLog
 from services.serving_release import ReleaseFollower, ServingRelease
 from services.settings import ServiceSettings
@@ -105,7 +108,7 @@ class Recommender:
         self._log.close()
 
     async def __is_ready__(self) -> bool:
-        """Whether requests are answered: not before anything is released, nor while the log must and cannot be written."""
+        """Whether requests are answered: once something is released, and while the log can be written if it must be."""
         return bool(self._releases.serving) and (self._serve_without_log or await self._readiness.look())
 
     async def recommend(self, request: RecommendRequest) -> RecommendResponse:
@@ -149,6 +152,20 @@ class Recommender:
             Refusal(place=place, error=str(error)) for place, error in enumerate(errors) if error is not None
         )
         return FeedbackBatchResponse(accepted=len(errors) - len(refused), refused=refused)
+
+    async def releases(self) -> ReleasesResponse:
+        """What this worker serves now."""
+        serving = self._releases.serving
+        return ReleasesResponse(releases=tuple(serving[loop].release for loop in sorted(serving)))
+
+    async def roll_back(self, request: RollbackRequest) -> Release:
+        """Go back in one step, for every worker.
+
+        Raises:
+            InputError: there is nothing to go back to.
+            LogUnavailableError: the database cannot be written.
+        """
+        return await asyncio.to_thread(self._releases.releases.roll_back, request.loop, request.reason)
 
     async def _hear(self, pieces: Sequence[Feedback]) -> list[InputError | None]:
         rows = [_heard(feedback) for feedback in pieces]

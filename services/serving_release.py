@@ -39,7 +39,7 @@ class ReleaseFollower:
     """Keeps up with the releases of all loops."""
 
     def __init__(self, releases: Releases, load: Callable[[str], StoredPolicy], seconds: float) -> None:
-        self._releases = releases
+        self.releases = releases
         self._load = load
         self._seconds = seconds
         self._failed: dict[str, int] = {}
@@ -60,7 +60,7 @@ class ReleaseFollower:
         """
         serving = dict(self.serving)
         loaded = {tag: live for one in serving.values() for tag, live in one.policies.items()}
-        for loop, release in self._releases.current().items():
+        for loop, release in self.releases.current().items():
             if loop in serving and serving[loop].release == release:
                 continue
             try:

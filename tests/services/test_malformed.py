@@ -140,7 +140,9 @@ def test_malformed_input_is_refused_by_the_name_of_its_field(
     assert service.rows() == before
 
 
-@pytest.mark.parametrize("operation", ["/recommend", "/recommend/batch", "/feedback", "/feedback/batch"])
+@pytest.mark.parametrize(
+    "operation", ["/recommend", "/recommend/batch", "/feedback", "/feedback/batch", "/release/rollback"]
+)
 @settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_answers_are_what_the_schema_says(service: Service, operation: str, data: st.DataObject) -> None:

@@ -18,9 +18,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
 from components.evaluation.support import SUPPORT_FLOOR
+from components.policies.live_policy import LivePolicy
 from components.policies.policy_folder import StoredPolicy
-from services.access import TokenFile
-from services.api import OPERATIONS, build_api
+from services.access import Scope, TokenFile
+from services.api import OPERATIONS, Operation, build_api
 from services.messages import RecommendRequest, RecommendResponse
 from services.metrics import SHARED, Metrics, below_floor
 from services.packaging import build_bento
@@ -103,14 +104,20 @@ def logged(home: Path, table: str) -> list[dict[str, Any]]:
         return [dict(row) for row in database.execute(f"SELECT * FROM {table}")]
 
 
-@pytest.mark.parametrize("path", [operation.path for operation in OPERATIONS])
-def test_every_operation_needs_a_token_with_its_scope(service: Served, path: str) -> None:
+@pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: f"{operation.method} {operation.path}")
+def test_every_operation_needs_a_token_with_its_scope(service: Served, operation: Operation) -> None:
+    def ask(headers: dict[str, str]) -> httpx.Response:
+        return httpx.request(
+            operation.method, service.address + operation.path, headers=headers, content=b"{}", timeout=20
+        )
+
     for headers in ({}, {"Authorization": "Bearer slateloop_nobody"}, {"Authorization": "Basic c2hvcDp4"}):
-        refused = httpx.post(service.address + path, json={}, headers=headers, timeout=20)
+        refused = ask(headers)
         assert (refused.status_code, refused.headers["WWW-Authenticate"]) == (401, "Bearer")
         assert set(refused.json()) == {"error"}
-    assert service.post(path, {}, token=service.ops).status_code == 403
-    assert service.post(path, {}).status_code == 422
+    own, other = (service.ops, service.shop) if operation.scope is Scope.RELEASE else (service.shop, service.ops)
+    assert ask({"Authorization": f"Bearer {other}"}).status_code == 403
+    assert ask({"Authorization": f"Bearer {own}"}).status_code == (200 if operation.body is None else 422)
 
 
 def test_who_may_not_ask_is_refused_before_the_body_is_read(service: Served) -> None:

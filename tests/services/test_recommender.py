@@ -364,11 +364,38 @@ def test_a_release_whose_policy_is_missing_leaves_the_one_before_in_place_until_
     recommender.close()
 
 
+def test_who_serves_is_told_and_rolled_back_over_http(stored: StoredPolicy, home: Path) -> None:
+    recommender = service(stored, settings(home, release_seconds=0.05))
+    Releases(InteractionLog(settings(home).database)).canary("shop", "shop-policy:v2", 0.5, 1_000, "test")
+    with TestClient(build_api(lambda: recommender)) as client:
+
+        def serving() -> Any:
+            (only,) = client.get("/release").json()["releases"]
+            return only
+
+        deadline = time.monotonic() + 10
+        while serving()["challenger"] != "shop-policy:v2":
+            assert time.monotonic() < deadline
+        answer = client.post("/release/rollback", json={"loop": "shop", "reason": "carts are down"})
+        told = answer.json()
+        assert (told["number"], told["action"], told["challenger"], told["reason"]) == (
+            3,
+            "rollback",
+            None,
+            "carts are down",
+        )
+        while serving() != told:
+            assert time.monotonic() < deadline
+        refused = client.post("/release/rollback", json={"loop": "shop", "reason": "again"})
+        assert refused.status_code == 422 and "no earlier champion to go back to" in refused.json()["error"]
+    recommender.close()
+
+
 def test_the_schema_names_every_body_and_every_answer(client: TestClient) -> None:
     schema = client.get("/openapi.json").json()
-    assert sorted(schema["paths"]) == ["/feedback", "/feedback/batch", "/recommend", "/recommend/batch"]
-    for path in schema["paths"].values():
-        post = path["post"]
+    posts = {path: methods["post"] for path, methods in schema["paths"].items() if "post" in methods}
+    assert sorted(posts) == ["/feedback", "/feedback/batch", "/recommend", "/recommend/batch", "/release/rollback"]
+    for post in posts.values():
         for content in (post["requestBody"], post["responses"]["200"], post["responses"]["422"]):
             reference = content["content"]["application/json"]["schema"]["$ref"]
             assert reference.removeprefix("#/components/schemas/") in schema["components"]["schemas"]
