@@ -23,8 +23,10 @@ from services.messages import (
 DEFAULT_URL = "http://127.0.0.1:3000"
 #: One worker computes one answer at a time: a few calls keep it busy while this side encodes and decodes.
 CALLS_AT_ONCE = 4
-#: How often a call is made before its refusal counts; seconds until the next where none are named, and at most.
-ATTEMPTS, USUAL_WAIT, LONGEST_WAIT = 10, 1.0, 60.0
+#: How often a call is made before its refusal counts: over half a minute, in which a server may be started again.
+ATTEMPTS = 8
+#: Seconds until the second call, doubled each time, where the endpoint does not say; and what it may say at most.
+FIRST_WAIT, LONGEST_WAIT = 0.25, 60.0
 ANSWER_SECONDS = 60.0
 Answer = TypeVar("Answer", bound=BaseModel)
 
@@ -121,20 +123,20 @@ class EndpointClient:
     async def _post(self, path: str, body: dict[str, Any], answer: type[Answer]) -> Answer:
         async with self._at_once:
             content = json.dumps(body, separators=(",", ":")).encode()
-            for n_left in reversed(range(ATTEMPTS)):
-                wait = USUAL_WAIT
+            for attempt in range(1, ATTEMPTS + 1):
+                wait = FIRST_WAIT * 2 ** (attempt - 1)
                 try:
                     response = await self._http.post(path, content=content)
                 except httpx.TransportError as error:
-                    if n_left == 0 or not self._has_answered:
+                    if attempt == ATTEMPTS or not self._has_answered:
                         raise self._silence(error) from None
                 else:
                     self._has_answered = True
                     if response.status_code == 200:
                         return self._read(response, answer)
-                    if n_left == 0 or response.status_code not in (429, 503):
+                    if attempt == ATTEMPTS or response.status_code not in (429, 503):
                         raise self._refusal(path, response)
-                    wait = _retry_after(response)
+                    wait = _retry_after(response, wait)
                 await asyncio.sleep(wait)
         raise AssertionError("the last attempt returns or raises")
 
@@ -186,9 +188,9 @@ def _parts(whole: Sequence[dict[str, Any]], size: int) -> list[Sequence[dict[str
     return [whole[start : start + size] for start in range(0, len(whole), size)]
 
 
-def _retry_after(response: httpx.Response) -> float:
+def _retry_after(response: httpx.Response, usual: float) -> float:
     """Seconds after which the endpoint wants to be asked again."""
     try:
         return min(max(float(response.headers["Retry-After"]), 0.0), LONGEST_WAIT)
     except (KeyError, ValueError):
-        return USUAL_WAIT
+        return usual

@@ -253,29 +253,27 @@ class _Visitors:
         self._client.tell(pieces)
 
     def _question(self, row: int, candidates: list[str], context: dict[str, str]) -> dict[str, Any]:
-        user_id = self._user_ids[row]
         return {
             "loop": self._client.endpoint.loop,
-            "user_id": user_id,
+            "user_id": self._user_ids[row],
             "session_id": self._visit,
             "candidates": candidates,
             "slate_size": self._shop.slate_size,
             "context": context,
             "past_requests": self._past[row],
-            "idempotency_key": f"{self._visit}/{user_id}/{len(self._past[row])}",
+            "idempotency_key": f"{self._visit}/{row}/{len(self._past[row])}",
         }
 
     def _choice(self, answers: Sequence[RecommendResponse], requests: Requests) -> SlateChoice:
-        slates = torch.full((len(answers), self._shop.slate_size), PADDING, dtype=requests.candidates.dtype)
-        log_probs = torch.zeros(slates.shape, dtype=torch.float64)
-        for place, answer in enumerate(answers):
-            n_shown = len(answer.slate)
-            slates[place, :n_shown] = torch.tensor([self._index.get(item_id, UNKNOWN) for item_id in answer.slate])
-            log_probs[place, :n_shown] = torch.tensor(answer.log_probs, dtype=torch.float64)
+        size = self._shop.slate_size
+        indices = [[self._index.get(item_id, UNKNOWN) for item_id in answer.slate] for answer in answers]
+        slates = torch.tensor([(shown + [PADDING] * size)[:size] for shown in indices], dtype=requests.candidates.dtype)
+        log_probs = [(*answer.log_probs, *[0.0] * size)[:size] for answer in answers]
         try:
-            return SlateChoice(slates, plackett_luce.places_of(slates, requests.candidates), log_probs)
+            places = plackett_luce.places_of(slates, requests.candidates)
         except ValueError as error:
             raise SlateloopError(f"{self._client.endpoint.url}: shows what was no candidate: {error}") from None
+        return SlateChoice(slates, places, torch.tensor(log_probs, dtype=torch.float64))
 
 
 @dataclass(frozen=True)

@@ -151,7 +151,7 @@ def ledger_table(summary: "LabelSummary") -> Table:
 
 def simulation_table(summary: "SimulationSummary") -> Table:
     """What simulated shoppers earned, in all, by arm and by policy."""
-    table = _plain_table("", "sessions", "users", "requests", "reward a session", "s.e.")
+    table = _plain_table("", "sessions", "users", "requests", "mean reward", "s.e.")
     labels = {"all": summary.total}
     labels |= {f"arm {name}": part for name, part in summary.arms.items()}
     labels |= {name: part for name, part in summary.policies.items()}
