@@ -190,7 +190,5 @@ def _parts(whole: Sequence[dict[str, Any]], size: int) -> list[Sequence[dict[str
 
 def _retry_after(response: httpx.Response, usual: float) -> float:
     """Seconds after which the endpoint wants to be asked again."""
-    try:
-        return min(max(float(response.headers["Retry-After"]), 0.0), LONGEST_WAIT)
-    except (KeyError, ValueError):
-        return usual
+    told = response.headers.get("Retry-After", "")
+    return min(int(told), LONGEST_WAIT) if told.isdecimal() else usual

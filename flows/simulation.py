@@ -34,6 +34,9 @@ from components.world_model.training import Progress
 from flows.endpoint_client import Endpoint, EndpointClient
 from services.messages import RecommendResponse
 
+#: Sessions that step together: all are shown a slate before feedback on the first is handed in, a second or so later.
+OPEN_SESSIONS = 1_000
+
 
 class SessionRewards(BaseModel):
     """What sessions earned."""
@@ -88,8 +91,8 @@ def simulate(
     Args:
         config: the shop.
         endpoint: shows the slates.
-        n_users: users; all visit at the same time.
-        n_sessions: visits of each user, one after the other.
+        n_users: users; up to `OPEN_SESSIONS` visit at the same time.
+        n_sessions: visits of each user; the next begins when all have made theirs.
         seed: of the users' draw and of what they do: given the same slates they do the same.
         progress: told how far it is.
 
@@ -120,12 +123,12 @@ def simulate(
 
     not_logged = 0
     with EndpointClient(endpoint, on_answers) as client:
-        for visit in range(n_sessions):
-            visits = visit_endpoint(shop, client, users, f"{name}-{visit + 1}", generator, on_left)
-            n_over = (visit + 1) * n_users
+        for number, group in enumerate(users.split(OPEN_SESSIONS) * n_sessions):
+            visits = visit_endpoint(shop, client, group, f"{name}-{number}", generator, on_left)
             rewards = visits.batch.rewards.double().sum((1, 2)).tolist()
-            for user, reward, answers in zip(users.tolist(), rewards, visits.answers, strict=True):
+            for user, reward, answers in zip(group.tolist(), rewards, visits.answers, strict=True):
                 sessions.append(_Session(user, reward, len(answers), answers[0].arm, answers[0].policy))
+            n_over = len(sessions)
             not_logged += sum(not answer.logged for answers in visits.answers for answer in answers)
     seconds = time.perf_counter() - started
     progress(f"done in {seconds:.0f} s", 1.0)

@@ -27,7 +27,7 @@ from components.policies.policy_folder import StoredPolicy, load_policy
 from flows.benchmarks.speed import save_untrained_policy
 from flows.command_line import app
 from flows.endpoint_client import Endpoint, EndpointClient
-from flows.simulation import Visits, simulate, true_reward, visit_endpoint
+from flows.simulation import OPEN_SESSIONS, Visits, simulate, true_reward, visit_endpoint
 from services.api import build_api
 from services.packaging import build_bento
 from services.policy_store import save_model
@@ -270,6 +270,20 @@ def test_users_are_the_shop_s_own_and_each_is_somebody_else(storefront_config: C
     }
     with pytest.raises(InputError, match="151 users: the shop has 150"):
         simulate(storefront_config, Endpoint(ADDRESS), n_users=151)
+
+
+def test_more_users_than_may_be_in_the_shop_come_in_groups(storefront_config: Config) -> None:
+    shown = FirstOnes()
+    config = storefront_config.model_copy(update={"n_users": OPEN_SESSIONS + 200})
+    summary = simulate(config, Endpoint(ADDRESS, transport=httpx.MockTransport(shown)), n_users=OPEN_SESSIONS + 100)
+
+    assert summary.total.users == summary.total.sessions == OPEN_SESSIONS + 100
+    keys = {question["idempotency_key"] for question in shown.asked}
+    assert len(keys) == len(shown.asked) == summary.total.requests
+    firsts = [place for place, question in enumerate(shown.asked) if not question["past_requests"]]
+    # The second group enters when the first has left.
+    assert firsts[OPEN_SESSIONS - 1] == OPEN_SESSIONS - 1
+    assert firsts[OPEN_SESSIONS] > 2 * OPEN_SESSIONS
 
 
 def test_a_step_s_feedback_is_in_before_the_next_one_is_asked(storefront: Storefront) -> None:
