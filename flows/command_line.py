@@ -5,7 +5,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn, ParamSpec
 
@@ -619,6 +619,60 @@ def run_load_test(
     from flows.terminal import load_table
 
     Console().print(load_table(found))
+
+
+@app.command("simulate", epilog="Example: slateloop simulate --source storefront --users 1000")
+@command
+def simulate_shoppers(
+    users: Annotated[int, typer.Option("--users", min=1, help="Different users who visit.")],
+    source: Annotated[str | None, typer.Option("--source", help="Whose users they are: storefront.")] = None,
+    sessions: Annotated[int, typer.Option("--sessions", min=1, help="Visits of each user, one after the other.")] = 1,
+    url: Annotated[str, typer.Option("--url", help="Address of the endpoint.")] = "http://127.0.0.1:3000",
+    token: Annotated[
+        str | None, typer.Option("--token", envvar="SLATELOOP_TOKEN", help="Token that the endpoint asks for.")
+    ] = None,
+    loop: Annotated[
+        str | None, typer.Option("--loop", help="The recommender that is asked; the configuration's by default.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of who visits and of what they do.")] = 0,
+    config: ConfigFile = None,
+    settings: Settings = None,
+    as_json: AsJson = False,
+) -> None:
+    """Let simulated shoppers visit the running endpoint: they are shown its slates, and tell it what they did."""
+    from components.environments import storefront
+    from flows.config import load_config
+    from flows.endpoint_client import Endpoint
+    from flows.live_progress import live_progress
+    from flows.simulation import simulate
+    from flows.stage_store import progress_sink
+
+    loaded = load_config(config, settings or [], source)
+    if not isinstance(loaded.source, storefront.Config):
+        raise InputError(f"--source {loaded.source.name}: is no simulator; expected storefront")  # type: ignore[attr-defined]
+    endpoint = Endpoint(url=url, loop=loop or loaded.loop, token=token)
+    try:
+        with live_progress():
+            progress = partial(progress_sink.get(), "simulate")
+            summary = simulate(
+                loaded.source, endpoint, n_users=users, n_sessions=sessions, seed=seed, progress=progress
+            )
+    except KeyboardInterrupt:
+        _say("slateloop: interrupted; what was shown and heard so far is in the endpoint's log")
+        raise typer.Exit(INTERRUPTED) from None
+    if as_json:
+        print(summary.model_dump_json(indent=2))
+        return
+    from rich.console import Console
+
+    from flows.terminal import simulation_table
+
+    print(
+        f"{summary.total.requests:,} requests in {summary.seconds:.1f} s, {summary.requests_per_second:,.0f} a second"
+    )
+    if summary.not_logged:
+        _say(f"warning: {summary.not_logged:,} slates could not be logged: nothing will be learned from them")
+    Console().print(simulation_table(summary))
 
 
 def _show(folder: Path, as_json: bool) -> None:

@@ -610,9 +610,9 @@ def run_ab(config: LoopConfig, split: Path, policy: Path, baseline: Path, out: P
     past: Float[np.ndarray, " U"] | None = None
     replayed: tuple[Metric, ...] = ()
     if isinstance(config.source, storefront.Config):
-        environment = storefront.Storefront(config.source)
+        environment = shop = storefront.Storefront(config.source)
         label = "true simulator"
-        names = pl.Series("user_id", [f"user-{number:05d}" for number in range(config.source.n_users)])
+        names = pl.Series("user_id", shop.user_ids)
         logged = mean_logged_rewards(open_log(split / name) for name in (TRAIN, VALIDATION, TEST))
         past = (
             names.to_frame()

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from flows.benchmarks import Document
     from flows.load_test import LoadTest
     from flows.run_record import RunSummary
+    from flows.simulation import SimulationSummary
     from services.access import Token
     from services.releases import Release
 
@@ -213,6 +214,19 @@ def ledger_table(summary: "LabelSummary") -> Table:
             if correlation is None
             else f"{number(correlation.pearson, 2)} ({interval(correlation.lower, correlation.upper, 2)})",
         )
+    return table
+
+
+def simulation_table(summary: "SimulationSummary") -> Table:
+    """What simulated shoppers earned, in all, by arm and by policy."""
+    table = _plain_table("", "sessions", "users", "requests", "mean reward", "s.e.")
+    labels = {"all": summary.total}
+    labels |= {f"arm {name}": part for name, part in summary.arms.items()}
+    labels |= {name: part for name, part in summary.policies.items()}
+    for label, part in labels.items():
+        error = "unknown" if part.standard_error is None else number(part.standard_error, 2)
+        counts = (f"{count:,}" for count in (part.sessions, part.users, part.requests))
+        table.add_row(label, *counts, number(part.mean_reward), error)
     return table
 
 

@@ -11,10 +11,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from components.environments.interface import Environment, State
+from components.environments.interface import Environment, Feedback, State
 from components.interactions.batching import Requests, SessionBatch
 from components.interactions.contract import Manifest, Reward
-from components.policies.slate_policy import SessionState, SlatePolicy
+from components.policies.slate_policy import SessionState, SlateChooser
 
 #: Feedback that environments give, and that a reward in them can weigh.
 LEARNED_FEEDBACK = ("clicked", "purchased")
@@ -54,7 +54,7 @@ class Survivors(Generic[State]):
 
 @torch.no_grad()  # not inference_mode: what is rolled out may be learned from
 def open_sessions(
-    environment: Environment[State], policy: SlatePolicy, users: Int[Tensor, " B"], generator: torch.Generator
+    environment: Environment[State], policy: SlateChooser, users: Int[Tensor, " B"], generator: torch.Generator
 ) -> Point[State]:
     """A new session of each user, at its first request."""
     state = environment.reset(users, generator)
@@ -65,11 +65,12 @@ def open_sessions(
 @torch.no_grad()
 def continue_sessions(
     environment: Environment[State],
-    policy: SlatePolicy,
+    policy: SlateChooser,
     point: Point[State],
     generator: torch.Generator,
     max_steps: int,
     on_step: Callable[[Survivors[State]], None] | None = None,
+    on_feedback: Callable[[Int[Tensor, " A"], Feedback], None] | None = None,
 ) -> SessionBatch:
     """Show slates to open sessions until their users leave.
 
@@ -80,6 +81,7 @@ def continue_sessions(
         generator: the only source of chance.
         max_steps: sessions with more requests than this are censored there.
         on_step: told after each step which sessions go on, and how they stand.
+        on_feedback: told after each step what the users did, those who leave among them, and in which rows they are.
     """
     n = len(point.users)
     alive = torch.arange(n, device=point.users.device)
@@ -88,6 +90,8 @@ def continue_sessions(
     for step in range(max_steps):
         choice = policy.act(point.session, point.requests, generator)
         feedback, state = environment.step(point.state, choice.slates, generator)
+        if on_feedback is not None:
+            on_feedback(alive, feedback)
         shown = choice.slates != 0
         row = {
             "mask": torch.ones_like(alive, dtype=torch.bool),
@@ -126,14 +130,15 @@ def continue_sessions(
 
 def rollout(
     environment: Environment[State],
-    policy: SlatePolicy,
+    policy: SlateChooser,
     users: Int[Tensor, " B"],
     generator: torch.Generator,
     max_steps: int,
+    on_feedback: Callable[[Int[Tensor, " A"], Feedback], None] | None = None,
 ) -> SessionBatch:
     """One whole session of each user; see `continue_sessions`."""
     point = open_sessions(environment, policy, users, generator)
-    return continue_sessions(environment, policy, point, generator, max_steps)
+    return continue_sessions(environment, policy, point, generator, max_steps, on_feedback=on_feedback)
 
 
 def _spread(values: Tensor, alive: Int[Tensor, " A"], n: int) -> Tensor:
@@ -143,6 +148,15 @@ def _spread(values: Tensor, alive: Int[Tensor, " A"], n: int) -> Tensor:
     spread = values.new_zeros(n, *values.shape[1:])
     spread[alive] = values
     return spread
+
+
+def context_values(manifest: Manifest, context: Float[Tensor, "M C"]) -> dict[str, np.ndarray]:
+    """Each feature's values at M requests: `context` is one-hot over the manifest's categorical features, in order."""
+    codes = context.split([len(feature.values) for feature in manifest.context], dim=1)
+    return {
+        feature.name: np.array(feature.values)[code.argmax(1).numpy()]
+        for feature, code in zip(manifest.context, codes, strict=True)
+    }
 
 
 def log_rows(
@@ -159,7 +173,7 @@ def log_rows(
     """Rolled-out sessions as rows of the data contract.
 
     Args:
-        batch: B sessions; context is one-hot over the manifest's categorical features, in their order.
+        batch: B sessions; for its context see `context_values`.
         manifest: of the log that the rows are for.
         item_ids: id of each item from index 2 on.
         user_ids: id of each user code.
@@ -181,8 +195,7 @@ def log_rows(
     last = steps == (batch.lengths.numpy()[sessions] - 1)
     left = batch.left.flatten()[flat].numpy()
     session_names = pl.Series(np.arange(len(batch.users))).cast(pl.String).str.zfill(7)
-    context, by_position = batch.context.flatten(0, 1)[flat], batch.position_log_probs
-    widths = [len(feature.values) for feature in manifest.context]
+    by_position = batch.position_log_probs
     frame = pl.DataFrame(
         {
             "session_id": ("session-" + session_names).gather(sessions),
@@ -205,11 +218,7 @@ def log_rows(
         policy=pl.lit(policy),
     )
     if manifest.context:
-        frame = frame.with_columns(
-            context=pl.struct(
-                pl.Series(feature.name, np.array(feature.values)[codes.argmax(1).numpy()])
-                for feature, codes in zip(manifest.context, context.split(widths, dim=1), strict=True)
-            )
-        )
+        context = context_values(manifest, batch.context.flatten(0, 1)[flat])
+        frame = frame.with_columns(context=pl.struct(pl.Series(name, values) for name, values in context.items()))
     absent = {column: dtype for column, dtype in manifest.schema().items() if column not in frame.columns}
     return frame.with_columns(pl.lit(None, dtype=dtype).alias(column) for column, dtype in absent.items())

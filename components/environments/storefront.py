@@ -12,8 +12,17 @@ with v_i the item's latent vector, q_i its quality, s_u the segment's price sens
 fits all" (0) to "fully personal" (1). A click draws the interest towards the item and chance moves it: interests drift.
 Since clicks buy patience, the horizon depends on the actions. Feedback at a position depends only on that position and
 those above it: the cascade ratio holds.
+
+Tastes can have moved since the old system was set up: each segment's center c_s is turned by the share ρ of half a
+circle towards a direction of its own, and its users' interests follow. Items, prices and qualities stay.
+
+    c_s ← cos(πρ) c_s + sin(πρ) w_s,     w_s ⊥ c_s, ‖w_s‖ = 1,     z_u ∝ c_s + 0.55 ε_u
+
+At ρ = 1/2 the center says nothing of what it was, at ρ = 1 it is the opposite; ε_u, which sets users apart from their
+segment, stays theirs.
 """
 
+import math
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -73,6 +82,12 @@ class Config(BaseModel):
     behavior_sharpness: float = Field(
         default=1.0, ge=0, le=3, description="How strongly the logging policy follows its scores; 0 shows at random."
     )
+    taste_shift: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="How far segments' tastes have turned since the old system came: 0.5 unrelated, 1 opposite.",
+    )
     days: int = Field(default=28, ge=1, le=366, description="Days over which the log's sessions are spread.")
 
     @model_validator(mode="after")
@@ -127,13 +142,14 @@ class Storefront:
         self.quality = functional.pad(quality, (FIRST_ITEM, 0))
         self.item_price = functional.pad(self.price, (FIRST_ITEM, 0))
         self.segment = choose(len(SEGMENTS), config.n_users)
-        self.segment_interest = segments
-        self.interest = functional.normalize(
-            segments[self.segment] + USER_SPREAD * normal(config.n_users, LATENT), dim=1
-        )
-        # What the old system knows: ratings, and which categories a segment likes on the whole.
+        deviation = USER_SPREAD * normal(config.n_users, LATENT)
+        # Drawn last, so that a shift changes nothing else of the shop.
+        self.segment_interest = _turned(segments, normal(*segments.shape), config.taste_shift)
+        self.interest = functional.normalize(self.segment_interest[self.segment] + deviation, dim=1)
+        # What the old system knows: ratings, and which categories a segment liked on the whole before any shift.
         self.affinity = segments @ categories.T
         self.item_ids = tuple(f"item-{number:04d}" for number in range(n_items))
+        self.user_ids = tuple(f"user-{number:05d}" for number in range(config.n_users))
 
     def reset(self, users: Int[Tensor, " B"], generator: torch.Generator) -> StorefrontState:
         """Open a session: the user's interest of the day, patience and device."""
@@ -255,6 +271,13 @@ class Storefront:
         )
 
 
+def _turned(centers: Float[Tensor, "S L"], directions: Float[Tensor, "S L"], share: float) -> Float[Tensor, "S L"]:
+    """Unit vectors turned by a share of half a circle, each in its plane with a direction."""
+    sideways = directions - (directions * centers).sum(1, keepdim=True) * centers
+    angle = math.pi * share
+    return math.cos(angle) * centers + math.sin(angle) * functional.normalize(sideways, dim=1)
+
+
 class BehaviorPolicy(MemorylessPolicy):
     """The shop's old system: ratings and the segment's liked categories, with utilities bounded to ±sharpness.
 
@@ -286,7 +309,7 @@ def write_storefront_log(config: Config, loop: str, out: Path) -> Log:
         batch,
         manifest=storefront.manifest(loop),
         item_ids=storefront.item_ids,
-        user_ids=[f"user-{number:05d}" for number in range(config.n_users)],
+        user_ids=storefront.user_ids,
         started=pl.Series([FIRST_DAY + timedelta(seconds=float(second)) for second in np.sort(seconds.numpy())]),
         request_gap=REQUEST_GAP,
         feedback_delay=FEEDBACK_DELAY,

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -35,6 +35,30 @@ class SlateChoice(NamedTuple):
     """Places of the slate's items among the candidates; -1 is padding."""
     log_probs: Float[Tensor, "B K"]
     """Per position, given the positions above; the sum is the slate's log_prob."""
+
+
+@runtime_checkable
+class SlateChooser(Protocol):
+    """What a rollout asks of whoever chooses the slates: a `SlatePolicy`, or one that can be asked and no more."""
+
+    def start(self, requests: Requests) -> SessionState:
+        """State of B sessions at their first request."""
+        ...
+
+    def advance(
+        self,
+        state: SessionState,
+        slates: Int[Tensor, "B K"],
+        clicks: Float[Tensor, "B K"],
+        purchases: Float[Tensor, "B K"],
+        requests: Requests,
+    ) -> SessionState:
+        """State at the next request, after a slate was shown and answered."""
+        ...
+
+    def act(self, state: SessionState, requests: Requests, generator: torch.Generator) -> SlateChoice:
+        """Slates for B requests, with the log_prob under which they were chosen."""
+        ...
 
 
 class SlatePolicy(nn.Module, ABC):

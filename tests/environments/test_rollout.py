@@ -115,6 +115,17 @@ def test_users_who_left_are_not_stepped_again() -> None:
     assert corridor.stepped == [[1, 0, 2], [1, 2], [2]]
 
 
+def test_feedback_is_told_with_its_rows_before_the_policy_goes_on() -> None:
+    scribe, told = Scribe(), []
+
+    def hear(rows: Tensor, feedback: Feedback) -> None:
+        told.append((rows.tolist(), feedback.left.tolist(), len(scribe.advanced)))
+
+    rollout(Corridor(), scribe, torch.tensor([1, 0, 2]), torch.Generator(), max_steps=5, on_feedback=hear)
+
+    assert told == [([0, 1, 2], [False, True, False], 0), ([0, 2], [True, False], 1), ([2], [True], 2)]
+
+
 def test_a_policy_s_state_follows_its_own_sessions() -> None:
     scribe = Scribe()
 

@@ -137,6 +137,31 @@ def test_the_oracle_earns_more_than_the_old_system_and_that_more_than_chance(sto
         assert float(better.mean() - worse.mean()) > 3 * float(error)
 
 
+def test_a_shift_turns_segments_tastes_by_its_share_of_half_a_circle_and_nothing_else(
+    storefront_config: Config, storefront: Storefront
+) -> None:
+    kept = ("category", "price", "rating", "quality", "latent", "segment", "affinity")
+    closeness = []
+    for share, cosine in ((0.25, 0.5**0.5), (0.5, 0.0), (1.0, -1.0)):
+        shop = Storefront(storefront_config.model_copy(update={"taste_shift": share}))
+        for name in kept:
+            assert torch.equal(getattr(shop, name), getattr(storefront, name)), name
+        turned = (shop.segment_interest * storefront.segment_interest).sum(1)
+        assert torch.allclose(turned, torch.full_like(turned, cosine), atol=1e-5)
+        assert torch.allclose(shop.interest.norm(dim=1), torch.ones(shop.n_users))
+        closeness.append(float((shop.interest * storefront.interest).sum(1).mean()))
+    # Users follow their segment, and keep what sets them apart from it.
+    assert 1 > closeness[0] > closeness[1] > closeness[2] > -1
+
+
+def test_after_a_shift_the_old_system_earns_less(storefront_config: Config) -> None:
+    shops = [Storefront(storefront_config.model_copy(update={"taste_shift": share})) for share in (0.0, 1.0)]
+
+    before, after = (sessions(shop, BehaviorPolicy(shop), 4_000).rewards.sum((1, 2)) for shop in shops)
+
+    assert float(after.mean()) < 0.85 * float(before.mean())
+
+
 def test_sessions_of_the_default_shop_have_three_to_five_requests() -> None:
     shop = Storefront(Config())
 
