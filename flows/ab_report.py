@@ -105,7 +105,7 @@ def analyze_release(config: LoopConfig, path: Path | None = None) -> AbReport:
                 url,
                 Path(scratch) / "log",
                 config.loop,
-                until=config.as_of,
+                until=config.as_of or seen_at,
                 since=datetime.fromtimestamp(release.released_at / 1e6, UTC) - EARLIER,
             )
         except interaction_log.NothingLoggedError:

@@ -690,7 +690,9 @@ def _show(folder: Path, as_json: bool) -> None:
 
     from flows.terminal import decision_panel
 
-    Console().print(decision_panel(decision, folder / "report.html"))
+    lineage = json.loads((folder / "lineage.json").read_text())
+    tags = {name.partition("_")[0].capitalize(): lineage[name] for name in ("policy_tag", "baseline_tag", "bento_tag")}
+    Console().print(decision_panel(decision, folder / "report.html", tags))
 
 
 def _show_releases(releases: Sequence["Release"], as_json: bool) -> None:

@@ -215,6 +215,7 @@ def _lineage(run: Run, manifest: Manifest, version: Path, package: Path) -> Line
         reused=tuple(run.reused),
         policy_digest=packaged.policy_digest,
         policy_tag=packaged.policy_tag,
+        baseline_tag=packaged.baseline_tag,
         bento_tag=packaged.bento_tag,
     )
 

@@ -113,7 +113,7 @@ class Package(BaseModel):
 
     policy_tag: str = Field(description="The challenger in the model store.")
     baseline_tag: str = Field(description="The baseline in the model store.")
-    bento_tag: str = Field(description="The Bento that serves both.")
+    bento_tag: str = Field(description="The Bento with which both travel.")
     policy_digest: str = Field(description="Digest of the challenger's files.")
 
 
@@ -136,7 +136,8 @@ class Lineage(BaseModel):
     reused: tuple[str, ...] = Field(description="Stages that an earlier run had finished.")
     policy_digest: str = Field(description="Digest of the released policy's files.")
     policy_tag: str = Field(description="Tag of the packaged policy in the model store.")
-    bento_tag: str = Field(description="Tag of the Bento that serves it.")
+    baseline_tag: str = Field(description="Tag of the packaged baseline.")
+    bento_tag: str = Field(description="Tag of the Bento with which both travel.")
 
 
 class RunSummary(BaseModel):

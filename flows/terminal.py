@@ -1,6 +1,6 @@
 """What the command line shows of runs: a decision with its reasons, and a table of past runs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,11 +40,12 @@ def verdict(reason: "Reason") -> str:
     return "✗" if reason.allows == "hold" else "▲"
 
 
-def decision_panel(decision: "Decision", report_path: Path) -> Panel:
-    """The outcome, what stands against it in full, what passed by name, and where the report lies."""
+def decision_panel(decision: "Decision", report_path: Path, tags: Mapping[str, str]) -> Panel:
+    """The outcome, what stands against it in full, what passed by name, where the report lies, and what to serve."""
     outcome = decision.outcome.value
+    leads = {"Report": str(report_path), **tags}
     return Panel(
-        Group(_reasons(decision), Text(), Text(f"Report: {report_path}", overflow="fold")),
+        Group(_reasons(decision), Text(), *(Text(f"{name}: {lead}", overflow="fold") for name, lead in leads.items())),
         title=_outcome(outcome),
         title_align="left",
         border_style=_OUTCOME_STYLES[outcome].removeprefix("bold "),

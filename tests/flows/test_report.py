@@ -246,6 +246,7 @@ LINEAGE = Lineage(
     reused=("import", "validation"),
     policy_digest="51dd" * 16,
     policy_tag="shop-policy:k3jx5lq2",
+    baseline_tag="shop-cem:p0o9i8u7",
     bento_tag="recommender:m2n4b6v8",
 )
 CONSISTENCY = PropensityCheck(

@@ -34,13 +34,14 @@ def shown(renderable: RenderableType, width: int) -> str:
 
 @pytest.mark.parametrize("width", [40, 120])
 def test_the_terminal_shows_outcome_reasons_and_report(width: int) -> None:
-    text = shown(decision_panel(DECISION, Path("runs/[bold]/report.html")), width)
+    text = shown(decision_panel(DECISION, Path("runs/[bold]/report.html"), {"Policy": "shop:[v1]"}), width)
     squeezed = re.sub(r"[\s│]", "", text)
     assert "■ HOLD" in text
     assert "✗gainstandsagainst:Thedifferenceto[thechampion]hasnointerval." in squeezed
     assert "▲A/Blimitstoacanary:TherewasnoA/Byet." in squeezed
     assert "✓passed:data" in squeezed
     assert "Report:runs/[bold]/report.html" in squeezed
+    assert "Policy:shop:[v1]" in squeezed
     assert max(map(len, text.splitlines())) <= width
 
 

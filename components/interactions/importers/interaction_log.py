@@ -1,8 +1,8 @@
 """The endpoint's own interaction log: slates with the exact log_prob under which they were shown, and what was heard.
 
-A request's feedback is what arrived within the attribution window; requests whose window was still open when the log
-was last written are left out, and their sessions end there, censored. Where no session was named, a pause longer than
-`session_gap_minutes` ends one.
+A request's feedback is what arrived within the attribution window; requests whose window was still open at the log's
+end (its last row, or the moment that is asked for) are left out, and their sessions end there, censored. Where no
+session was named, a pause longer than `session_gap_minutes` ends one.
 """
 
 import json
@@ -101,7 +101,8 @@ def import_database(
         url: of the database.
         out: folder of the log.
         loop: name of the loop.
-        until: what came later is as if it had not come yet.
+        until: the moment of which this is the state: what came later is as if it had not come yet. Without it that is
+            when the loop's last row came.
         since: what was shown earlier is left out; sessions that had begun are cut there.
 
     Raises:
@@ -147,6 +148,7 @@ class _Spool:
     def __init__(
         self, folder: Path, log: InteractionLog, loop: str, since: datetime | None, until: datetime | None
     ) -> None:
+        self.until = until
         self.requests, self.feedback = folder / "requests", folder / "feedback"
         own = [RECOMMENDATIONS.c.loop == loop, RECOMMENDATIONS.c.shown_at <= microseconds(until)]
         if since is not None:
@@ -195,11 +197,11 @@ def _dump(connection: sa.Connection, rows: sa.Select[Any], schema: dict[str, Any
 
 def _sessions(spool: _Spool, config: Config) -> pl.LazyFrame:
     """Requests whose window is over, with their session, place in it and end; lists read from their JSON."""
-    times = collect(
-        pl.concat([spool.shown().select(time="shown_at"), spool.heard().select(time="received_at")]).max(),
-        spool.requests,
-    )
-    log_end = times.item()
+    if spool.until is None:
+        times = pl.concat([spool.shown().select(time="shown_at"), spool.heard().select(time="received_at")])
+        log_end = collect(times.max(), spool.requests).item()
+    else:
+        log_end = microseconds(spool.until)
     gap, window = (
         round(_MICROSECONDS * minutes) for minutes in (config.session_gap_minutes, config.attribution_minutes)
     )

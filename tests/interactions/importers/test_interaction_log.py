@@ -121,6 +121,21 @@ def test_what_was_shown_before_a_time_can_be_left_out(database: Path) -> None:
         import_database(Config(), f"sqlite:///{database}", database.parent / "none", "shop", since=never)
 
 
+def test_windows_are_over_by_the_moment_that_is_asked_for_also_where_nothing_came_after(database: Path) -> None:
+    log = InteractionLog(f"sqlite:///{database}")
+    log.upgrade()
+    log.write([[shown("r1", 0), shown("r2", 20)]], [heard("r1", 25, clicked=(True, False))])
+
+    def known_after(minutes: float) -> list[str]:
+        until = datetime.fromtimestamp(START / 1e6 + 60 * minutes, UTC)
+        with tempfile.TemporaryDirectory() as scratch:
+            part = import_database(Config(), f"sqlite:///{database}", Path(scratch) / "log", "shop", until)
+            return sorted(part.scan().collect()["request_id"])
+
+    assert known_after(49) == ["r1"]
+    assert known_after(50) == ["r1", "r2"]
+
+
 @pytest.mark.parametrize(("default", "clicked"), [("none", [False, False]), ("unknown", [None, None])])
 def test_a_slate_without_feedback_means_what_the_configuration_says(
     database: Path, default: Any, clicked: list[Any]
