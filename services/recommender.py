@@ -172,7 +172,8 @@ class Recommender:
         joined = await self._log.heard(rows)
         for row, about in zip(rows, joined, strict=True):
             if isinstance(about, Shown):
-                self.metrics.heard(about.loop, (row.received_at - about.shown_at) / 1e6)
+                # Another machine's clock may have shown the slate.
+                self.metrics.heard(about.loop, max(0, row.received_at - about.shown_at) / 1e6)
         return [about if isinstance(about, InputError) else None for about in joined]
 
     async def _recommend(self, requests: Sequence[RecommendRequest], *, batch: bool) -> list[RecommendResponse]:

@@ -5,11 +5,12 @@ import io
 import json
 import socket
 import sqlite3
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import pytest
@@ -18,6 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
 from components.evaluation.support import SUPPORT_FLOOR
+from components.interactions.log import InteractionLog
 from components.policies.live_policy import LivePolicy
 from components.policies.policy_folder import StoredPolicy
 from services.access import Scope, TokenFile
@@ -25,6 +27,7 @@ from services.api import OPERATIONS, Operation, build_api
 from services.messages import RecommendRequest, RecommendResponse
 from services.metrics import SHARED, Metrics, below_floor
 from services.packaging import build_bento
+from services.readiness import Readiness
 from services.recommender import Recommender
 from services.request_log import RequestLog
 from services.settings import ServiceSettings
@@ -224,6 +227,21 @@ def test_an_id_that_is_not_sane_is_replaced(service: Served, told: str) -> None:
     assert len(answer.headers["X-Request-ID"]) == 32
 
 
+def test_a_client_that_leaves_before_its_answer_is_no_error(service: Served) -> None:
+    host, _, port = service.address.removeprefix("http://").partition(":")
+    head = (
+        f"POST /recommend HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {service.shop}\r\nX-Request-ID: left-early\r\n"
+    )
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        connection.sendall(f"{head}Content-Length: 100\r\n\r\n{{".encode())
+    deadline = time.monotonic() + 10
+    while not [line for line in service.lines() if line.get("request_id") == "left-early"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    line = service.line("left-early")
+    assert (line["status"], line["level"]) == (499, "info")
+
+
 def test_neither_users_nor_tokens_nor_what_was_sent_appears_in_the_log(service: Served) -> None:
     service.post("/recommend", BODY | {"session_id": "visit-of-nobody", "context": {"device": "a-device-of-nobody"}})
     service.post("/recommend", BODY | {USER: USER})
@@ -284,6 +302,45 @@ def test_readiness_misses_a_database_that_was_taken_away(
     assert not asyncio.run(recommender.__is_ready__())
     (tmp_path / "elsewhere.db").rename(tmp_path / "interactions.db")
     assert asyncio.run(recommender.__is_ready__())
+    recommender.close()
+
+
+def test_a_database_that_hangs_keeps_no_probe_waiting_and_is_asked_by_one_thread() -> None:
+    class Hanging:
+        n_asked = 0
+        back = threading.Event()
+
+        def check(self) -> None:
+            self.n_asked += 1
+            self.back.wait(timeout=30)
+
+    log = Hanging()
+    readiness = Readiness(cast(InteractionLog, log), longest_wait=0.1)
+    started = time.monotonic()
+    assert [asyncio.run(readiness.look()) for _ in range(3)] == [False] * 3
+    assert time.monotonic() - started < 5
+    assert log.n_asked == 1
+    log.back.set()
+    deadline = time.monotonic() + 5
+    while not asyncio.run(readiness.look()):
+        assert time.monotonic() < deadline
+    readiness.close()
+
+
+def test_rows_that_wait_for_a_log_that_is_stuck_are_counted(
+    stored: StoredPolicy, bentoml_home: Path, tmp_path: Path
+) -> None:
+    recommender = in_process(stored, tmp_path, open=True, log_seconds=0.3)
+    with TestClient(build_api(lambda: recommender)) as client:
+        with sqlite3.connect(tmp_path / "interactions.db", isolation_level=None) as other:
+            other.execute("BEGIN IMMEDIATE")
+            assert client.post("/recommend", json=BODY).status_code == 503
+            assert "slateloop_log_rows_waiting 1.0" in client.get("/metrics").text
+            other.execute("ROLLBACK")
+        deadline = time.monotonic() + 10
+        while "slateloop_log_rows_waiting 0.0" not in client.get("/metrics").text:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
     recommender.close()
 
 
