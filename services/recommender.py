@@ -28,7 +28,7 @@ from services.messages import (
     Refusal,
 )
 from services.policy_store import load_model
-from services.settings import ServiceSettings
+from services.settings import ServiceSettings, user_hash
 
 #: The arm that answers where a request names none and there are several.
 DEFAULT_ARM = "champion"
@@ -158,7 +158,7 @@ class Recommender:
             Recommended(
                 request_id=uuid4().hex,
                 loop=request.loop,
-                user_id=self._user_hash(request.user_id),
+                user_id=user_hash(self._user_key, request.user_id),
                 session_id=request.session_id,
                 shown_at=now,
                 candidates=served.live.candidates(request),
@@ -189,9 +189,6 @@ class Recommender:
         except InputError as error:
             raise InputError(f"{where}{error}") from None
         return arm
-
-    def _user_hash(self, user_id: str) -> str:
-        return hmac.new(self._user_key, user_id.encode(), hashlib.sha256).hexdigest()
 
     def _question(self, request: RecommendRequest) -> str:
         """What is asked, where a key may ask it again; keyed too, or who asks could be found by trying."""

@@ -65,6 +65,13 @@ FEEDBACK = sa.Table(
     sa.Column("request_signals", sa.Text, nullable=False),
     sa.Column("left", sa.Boolean, nullable=False),
 )
+#: Whose rows were deleted, and when; by `user_digest`, so that not even the tombstone holds the other tables' hash.
+FORGOTTEN = sa.Table(
+    "forgotten",
+    metadata,
+    sa.Column("user_digest", sa.String(64), primary_key=True),
+    sa.Column("forgotten_at", sa.BigInteger, nullable=False),
+)
 
 
 def _insert(table: sa.Table) -> sa.TextClause:
@@ -144,6 +151,11 @@ class Heard:
         answers = {"clicked": self.clicked, "purchased": self.purchased}
         lengths = {name: len(values) for name, values in answers.items() if values is not None}
         return lengths | {f"signals.{name}": len(values) for name, values in self.signals.items()}
+
+
+def user_digest(user_id: str) -> str:
+    """What stands for a user where only "is it this one?" is ever asked: SHA-256 of the id that logs hold."""
+    return hashlib.sha256(user_id.encode()).hexdigest()
 
 
 def microseconds(moment: datetime | None) -> int:
@@ -236,6 +248,28 @@ class InteractionLog:
         )
         with self.reading() as connection:
             return _json([list(connection.execute(rows).one()) for rows in (asked, told)])
+
+    @contextmanager
+    def writing(self) -> Iterator[sa.Connection]:
+        """A transaction that waits for other writers as long as a write does; SQLite lets one in at a time.
+
+        Raises:
+            LogUnavailableError: the database cannot be reached or written.
+        """
+        with self._available(), self.engine.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def autocommit(self) -> Iterator[sa.Connection]:
+        """A connection without a transaction, for what a database does to its files.
+
+        Raises:
+            LogUnavailableError: the database cannot be reached.
+        """
+        # SQLAlchemy would leave SQLite's driver in another mode than `_prepare_sqlite` set.
+        options = {"begins": False} if self.engine.dialect.name == "sqlite" else {"isolation_level": "AUTOCOMMIT"}
+        with self._available(), self.engine.connect().execution_options(**options) as connection:
+            yield connection
 
     @contextmanager
     def reading(self) -> Iterator[sa.Connection]:
@@ -337,14 +371,16 @@ def _prepare_sqlite(connection: Any, record: object) -> None:
     # The driver's own transactions begin too late for readers to be kept out; ours begin with BEGIN IMMEDIATE.
     connection.isolation_level = None
     cursor = connection.cursor()
-    for pragma in ("journal_mode = WAL", "synchronous = NORMAL", f"busy_timeout = {BUSY_MILLISECONDS}"):
+    waits = f"busy_timeout = {BUSY_MILLISECONDS}"
+    for pragma in ("journal_mode = WAL", "synchronous = NORMAL", waits, "secure_delete = ON"):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
 
 
 def _begin_sqlite(connection: sa.Connection) -> None:
-    reads = connection.get_execution_options().get("reads", False)
-    connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
+    options = connection.get_execution_options()
+    if options.get("begins", True):
+        connection.exec_driver_sql("BEGIN" if options.get("reads", False) else "BEGIN IMMEDIATE")
 
 
 def _row(one: Recommended) -> dict[str, Any]:
