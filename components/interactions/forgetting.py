@@ -21,7 +21,7 @@ AT_ONCE = 500
 #: Seconds between two transactions of retention, in which the endpoint gets its turn.
 BREATH_SECONDS = 0.02
 #: SQLite files up to this size are written anew at once: writers wait for that about as long as for each other.
-VACUUM_BYTES = 100_000_000
+VACUUM_BYTES = 50_000_000
 #: How often SQLite is asked again for a moment without others, of whom each may take BUSY_MILLISECONDS.
 TRIES = 5
 _TOMBSTONE = sa.text(
