@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 
 from components.errors import InputError
-from components.interactions.stored_copies import names_any, requests_of
+from components.interactions.stored_copies import found_in, names_any
 
 #: The first bytes of every Parquet file.
 _PARQUET = b"PAR1"
@@ -113,4 +113,4 @@ def purge_cache(data: Path, user_ids: Collection[str]) -> Purged:
 def _holds(file: Path, user_ids: Collection[str]) -> bool:
     with file.open("rb") as content:
         is_parquet = content.read(len(_PARQUET)) == _PARQUET
-    return bool(requests_of(file, user_ids)) if is_parquet else names_any(file, user_ids)
+    return not found_in(file, user_ids).is_empty() if is_parquet else names_any(file, user_ids)

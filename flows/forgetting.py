@@ -19,7 +19,7 @@ from components.interactions.log import InteractionLog, microseconds
 from components.interactions.log_folder import discard_folder
 from components.interactions.stored_copies import Changed, forget_below, is_temporary, names_any, users_below
 from flows.data_versions import add_to_cache, purge_cache
-from flows.run_folder import mark_forgotten
+from flows.run_folder import mark_forgotten, read_lineage
 from flows.settings import PlatformSettings
 from flows.stage_store import StageStore, clear_abandoned, progress_sink
 from monitoring.drift_reference import OWNERS, forget_in_reference
@@ -203,7 +203,7 @@ def _lineages(folders: Sequence[Path]) -> Iterator[tuple[Path, dict[str, str]]]:
     for folder in folders:
         # A name that begins with a dot is a run's folder before it is whole.
         for file in sorted(folder.glob("[!.]*/lineage.json")):
-            yield file.parent, json.loads(file.read_bytes()).get("stages", {})
+            yield file.parent, read_lineage(file.parent).get("stages", {})
 
 
 def _of_lost_dataset(

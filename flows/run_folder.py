@@ -5,6 +5,7 @@ import shutil
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -145,23 +146,42 @@ def find_run(folder: Path, name: str) -> Path:
     return found[0]
 
 
-def read_mark(run: Path) -> Forgotten | None:
-    """What was deleted from a past run's data; None while its lineage can be replayed."""
+def read_lineage(run: Path) -> dict[str, Any]:
+    """A past run's lineage as plain JSON, since those of earlier versions have other fields; empty where there is none.
+
+    Raises:
+        InputError: the file is damaged.
+    """
     file = run / "lineage.json"
-    mark = json.loads(file.read_bytes()).get("forgotten") if file.is_file() else None
+    try:
+        lineage: dict[str, Any] = json.loads(file.read_bytes()) if file.is_file() else {}
+    except ValueError as error:
+        raise InputError(f"{file}: is no run's lineage: {error}") from None
+    return lineage
+
+
+def read_mark(run: Path) -> Forgotten | None:
+    """What was deleted from a past run's data; None while its lineage can be replayed.
+
+    Raises:
+        InputError: its lineage is damaged.
+    """
+    mark = read_lineage(run).get("forgotten")
     return None if mark is None else Forgotten.model_validate(mark)
 
 
 def mark_forgotten(run: Path, users: int, at: datetime) -> None:
-    """Write into a past run's lineage that it can be replayed no more, in one rename."""
-    file = run / "lineage.json"
+    """Write into a past run's lineage that it can be replayed no more, in one rename.
+
+    Raises:
+        InputError: its lineage is damaged.
+    """
     before = read_mark(run)
     mark = Forgotten(users=users + (before.users if before else 0), at=at)
-    # As plain JSON: lineages of earlier versions have other fields.
-    lineage = json.loads(file.read_bytes()) | {"forgotten": mark.model_dump(mode="json")}
-    staging = staging_file(file)
+    lineage = read_lineage(run) | {"forgotten": mark.model_dump(mode="json")}
+    staging = staging_file(run / "lineage.json")
     staging.write_text(json.dumps(lineage, indent=2, ensure_ascii=False) + "\n")
-    staging.replace(file)
+    staging.replace(run / "lineage.json")
 
 
 def _run_files(folder: Path) -> list[Path]:

@@ -196,10 +196,19 @@ def replace_folder(staging: Path, path: Path) -> None:
 
 
 def discard_folder(path: Path) -> None:
-    """Remove a folder; from the first moment nothing half-removed carries its name."""
+    """Remove a folder, if it is still there; from the first moment nothing half-removed carries its name.
+
+    Raises:
+        InputError: it cannot be removed.
+    """
     retired = path.parent / f".{path.name}.{uuid4().hex[:8]}.old"
-    os.rename(path, retired)
-    shutil.rmtree(retired)
+    try:
+        os.rename(path, retired)
+        shutil.rmtree(retired)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise InputError(f"{path}: cannot be removed: {error.strerror}") from None
 
 
 def _conform(frame: pl.DataFrame, schema: pl.Schema, where: str) -> pl.DataFrame:

@@ -27,29 +27,31 @@ _READ_AT_ONCE = 1 << 20
 
 def rows_of(user_ids: Collection[str], columns: Collection[str]) -> pl.Expr:
     """Whether a row with these columns is one of the users'."""
+    return _owner(user_ids, columns).is_not_null()
+
+
+def _owner(user_ids: Collection[str], columns: Collection[str]) -> pl.Expr:
+    """The one of the users whose row it is; null where it is nobody's of them."""
     users = sorted(user_ids)
     named = {
         "user_id": pl.col("user_id").cast(pl.String),
         "session_id": pl.col("session_id").cast(pl.String).str.split("/").list.first(),
     }
-    return pl.any_horizontal(
-        pl.lit(False), *(column.is_in(users).fill_null(False) for name, column in named.items() if name in columns)
-    )
+    found = [pl.when(column.is_in(users)).then(column) for name, column in named.items() if name in columns]
+    return pl.coalesce(*found, pl.lit(None, dtype=pl.String))
 
 
-def requests_of(file: Path, user_ids: Collection[str]) -> list[str]:
-    """Ids of the users' requests in a Parquet file, one for each row; "" in a table that names no requests.
+def found_in(file: Path, user_ids: Collection[str]) -> pl.DataFrame:
+    """Columns `user` and `request_id` of the users' rows in a Parquet file; null in a table that names no requests.
 
     Raises:
         ContractError: the file cannot be read.
     """
     try:
-        columns = pl.read_parquet_schema(file).names()
-        if not {"user_id", "session_id"} & set(columns):
-            return []
-        request_id = pl.col("request_id") if "request_id" in columns else pl.lit("")
-        rows = pl.scan_parquet(file).filter(rows_of(user_ids, columns)).select(request_id.cast(pl.String))
-        return rows.collect().to_series().to_list()
+        columns = pl.read_parquet_schema(file)
+        request_id = pl.col("request_id") if "request_id" in columns else pl.lit(None)
+        rows = pl.scan_parquet(file).select(user=_owner(user_ids, columns), request_id=request_id.cast(pl.String))
+        return rows.filter(pl.col("user").is_not_null()).collect()
     except (pl.exceptions.PolarsError, OSError) as error:
         raise ContractError(f"{file}: not readable as Parquet: {str(error).splitlines()[0]}") from None
 
@@ -165,12 +167,13 @@ def forget_below(folder: Path, user_ids: Collection[str], request_ids: Collectio
     files = [
         file for file in sorted(folder.rglob("*")) if file.is_file() and not is_temporary(file.relative_to(folder))
     ]
-    held: dict[Path, list[str]] = {}
+    held: dict[Path, pl.Series] = {}
     changed = Changed()
     for file in files:
         if file.suffix == ".parquet":
             try:
-                held[file] = requests_of(file, user_ids)
+                if (found := found_in(file, user_ids)).height:
+                    held[file] = found["request_id"].drop_nulls()
             except ContractError as error:
                 changed += Changed(left=(str(error),))
     known = {name for found in held.values() for name in found} | set(request_ids)
@@ -179,13 +182,13 @@ def forget_below(folder: Path, user_ids: Collection[str], request_ids: Collectio
         if file.suffix in TEXTS:
             changed += Changed(n_files=int(forget_in_text(file, user_ids, known)))
     for path in [file.parent for file in files if file.name == MANIFEST]:
-        if any(found and file.is_relative_to(path / "requests") for file, found in held.items()):
+        if any(file.is_relative_to(path / "requests") for file in held):
             with suppress(ContractError):  # The rows of a log that is damaged otherwise are deleted as tables are.
                 n_rows = forget_in_log(open_log(path), user_ids)
                 rewritten = (path,) if path.exists() else ()
                 changed += Changed(logs=rewritten, n_removed=1 - len(rewritten), n_rows=n_rows)
-    for file, found in held.items():
-        if found and file.exists() and (n_rows := forget_in_table(file, user_ids)):
+    for file in held:
+        if file.exists() and (n_rows := forget_in_table(file, user_ids)):
             changed += Changed(n_files=1, n_rows=n_rows)
     return changed
 
@@ -196,7 +199,7 @@ def users_below(folder: Path, user_ids: Collection[str]) -> frozenset[str]:
     for file in folder.rglob("*"):
         if file.suffix == ".parquet":
             try:
-                found.update(user for user in user_ids if user not in found and requests_of(file, [user]))
+                found.update(found_in(file, user_ids)["user"])
             except ContractError:
                 return frozenset(user_ids)
         elif file.suffix in TEXTS and file.is_file():

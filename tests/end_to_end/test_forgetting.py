@@ -78,6 +78,7 @@ def run(place: Place) -> Answer:
     return place.call("run", "--source", "log", "--config", "loop.toml", "--json")
 
 
+@pytest.mark.slow
 def test_a_forgotten_user_is_in_no_file_and_no_later_run(place: Place, storefront_log: Log) -> None:
     folder = Path(run(place).document["run"]["folder"])
     names = {user_hash(KEY.encode(), name): name for name in storefront_log.scan().collect()["user_id"].unique()}

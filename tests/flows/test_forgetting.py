@@ -185,6 +185,14 @@ def test_files_that_still_name_the_user_are_told(place: Path, database: Interact
     assert "Left: " in answer.stdout and "prefect/notes.db: names a user" in answer.stdout
 
 
+def test_a_damaged_lineage_is_named_before_anything_is_deleted(place: Path, database: InteractionLog) -> None:
+    (write_run(place, "shop-1", "a") / "lineage.json").write_text("{")
+    answer = call("forget", "ann")
+    assert answer.exit_code == 2
+    assert "shop-1/lineage.json: is no run's lineage" in answer.stderr
+    assert forgetting.first_shown(database, [ANN])
+
+
 def test_retention_deletes_what_is_old_and_leaves_no_tombstone(place: Path, database: InteractionLog) -> None:
     log = imported(database, place / "data" / "log")
     assert forget("--older-than", "2001-01-01")["requests"] == 0
