@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from components.interactions.forgetting import erase, first_shown, forget_late_rows, forget_older, forget_users
+from components.interactions.deletion import erase, first_shown, forget_late_rows, forget_older, forget_users
 from components.interactions.log import InteractionLog, microseconds
 from components.interactions.log_folder import discard_folder
 from components.interactions.stored_copies import Changed, forget_below, is_temporary, names_any, users_below

@@ -28,7 +28,7 @@ from components.interactions.contract import (
     Responses,
     Reward,
 )
-from components.interactions.forgetting import forgotten_users
+from components.interactions.deletion import forgotten_users
 from components.interactions.importers._reading import ROW, collect, complete, in_parts, scan
 from components.interactions.log import CANDIDATE_LISTS, FEEDBACK, RECOMMENDATIONS, InteractionLog, microseconds
 from components.interactions.log_folder import Log, write_log

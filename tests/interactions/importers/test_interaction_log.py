@@ -10,7 +10,7 @@ from polars.testing import assert_frame_equal
 
 from components.errors import InputError
 from components.interactions.contract import Evidence
-from components.interactions.forgetting import forget_users
+from components.interactions.deletion import forget_users
 from components.interactions.importers.interaction_log import Config, import_database, import_log
 from components.interactions.log import Heard, InteractionLog, Recommended
 from components.interactions.log_folder import Log, open_log

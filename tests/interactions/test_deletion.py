@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from components.errors import InputError
-from components.interactions import forgetting
-from components.interactions.forgetting import (
+from components.interactions import deletion
+from components.interactions.deletion import (
     erase,
     first_shown,
     forget_late_rows,
@@ -130,7 +130,7 @@ def test_rows_from_before_the_tombstone_that_come_late_are_deleted_and_a_new_lif
 def test_retention_deletes_in_batches_what_was_shown_before_a_time(
     log: InteractionLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(forgetting, "AT_ONCE", 2)
+    monkeypatch.setattr(deletion, "AT_ONCE", 2)
     show(log, ANN, "old1", "old2", "old3", "old4", "old5")
     show(log, BOB, "edge", at=2_000_000)
     show(log, BOB, "other-loop", loop="news")
@@ -168,7 +168,7 @@ def test_a_large_file_is_written_anew_only_where_that_is_asked_for(
     log = new_sqlite_log(tmp_path)
     show(log, ANN, *(f"r{number}" for number in range(500)))
     forget_users(log, [ANN])
-    monkeypatch.setattr(forgetting, "VACUUM_BYTES", 1)
+    monkeypatch.setattr(deletion, "VACUUM_BYTES", 1)
     assert not erase(log)
     size = (tmp_path / "interactions.db").stat().st_size
     # What `secure_delete` knows of is overwritten even so.
@@ -180,7 +180,7 @@ def test_a_large_file_is_written_anew_only_where_that_is_asked_for(
 def test_while_somebody_reads_the_old_state_it_cannot_be_erased_and_that_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(forgetting, "TRIES", 1)
+    monkeypatch.setattr(deletion, "TRIES", 1)
     log = new_sqlite_log(tmp_path)
     show(log, ANN, "r1")
     with sqlite3.connect(tmp_path / "interactions.db", isolation_level=None) as reader:
