@@ -1,7 +1,8 @@
 """The interaction log: what an endpoint showed and what it heard, in tables that are only ever added to.
 
 A recommendation is written before it is answered, with its candidates and its log_prob, so whatever was shown can be
-learned from. Feedback comes later, in any order and more than once; the importer `log` joins the two.
+learned from. Feedback comes later, in any order and more than once; the importer `log` joins the two. What is to be
+forgotten is deleted by `components.interactions.deletion` alone.
 
 Rows are written in groups, one transaction each. SQLite is in WAL mode with synchronous = NORMAL: a commit survives the
 end of the process, and a power cut may take the last ones. PostgreSQL keeps what it has committed.
