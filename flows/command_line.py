@@ -2,9 +2,11 @@
 
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
 from functools import partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn, ParamSpec
@@ -293,23 +295,96 @@ def plan_comparison(
     Console().print(plan_tables(plan))
 
 
+@app.command("forget", epilog="Example: slateloop forget user-1")
+@command
+def forget_rows(
+    users: Annotated[list[str] | None, typer.Argument(help="User ids, as clients send them.", metavar="USER")] = None,
+    hashes: Annotated[
+        list[str] | None, typer.Option("--hash", help="A user by the hash in the log, instead of the id.")
+    ] = None,
+    older_than: Annotated[
+        str | None, typer.Option("--older-than", help="All rows older than 180d, or than a date: 2026-05-31.")
+    ] = None,
+    loop: Annotated[str | None, typer.Option("--loop", help="With --older-than: only this loop's rows.")] = None,
+    also: Annotated[list[Path] | None, typer.Option("--also", help="Another folder with logs or runs.")] = None,
+    vacuum: Annotated[
+        bool, typer.Option("--vacuum", help="Write a large SQLite file anew; the endpoint waits meanwhile.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Delete users' rows from the interaction log and all stored copies, or rows that are too old from the log."""
+    from flows import forgetting
+    from flows.live_progress import live_progress
+    from services.settings import ServiceSettings, user_hash
+
+    named = [*(users or []), *(hashes or [])]
+    if bool(named) == (older_than is not None):
+        raise InputError("expected users to forget (USER or --hash), or --older-than; one of both")
+    if loop is not None and older_than is None:
+        raise InputError(f"--loop {loop}: goes with --older-than; a user is forgotten in all loops")
+    if also and older_than is not None:
+        raise InputError(f"--also {also[0]}: goes with users; --older-than deletes from the interaction log alone")
+    if missing := [folder for folder in also or [] if not folder.is_dir()]:
+        raise InputError(f"--also {missing[0]}: no such folder")
+    if wrong := [value for value in hashes or [] if re.fullmatch("[0-9a-f]{64}", value) is None]:
+        raise InputError(f"--hash {wrong[0]}: expected the 64 hexadecimal digits of a hash in the log")
+    settings = ServiceSettings()
+    with live_progress():
+        if older_than is not None:
+            before = _moment(older_than)
+            result = forgetting.forget_before(settings.database, before, loop, vacuum=vacuum)
+        else:
+            key = settings.existing_user_hash_key() if users else b""
+            wanted = [*(user_hash(key, user) for user in users or []), *(hashes or [])]
+            result = forgetting.forget(settings.database, wanted, PlatformSettings(), also or [], vacuum=vacuum)
+    if as_json:
+        print(result.model_dump_json(indent=2))
+    else:
+        for line in result.lines():
+            print(line)
+    if not result.whole:
+        _say("slateloop: not everything is gone yet; the same command goes on where this one stopped")
+        raise typer.Exit(FAILED)
+
+
+def _moment(text: str) -> datetime:
+    """The time that `--older-than` names."""
+    now = datetime.now(UTC)
+    if days := re.fullmatch(r"([1-9]\d{0,4})d", text):
+        return now - timedelta(days=int(days[1]))
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise InputError(f"--older-than {text}: expected days, such as 180d, or a date, such as 2026-05-31") from None
+    moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
+    if moment > now:
+        raise InputError(f"--older-than {text}: lies in the future; expected a time in the past")
+    return moment
+
+
 @app.command("runs", epilog="Example: slateloop runs")
 @command
 def list_runs(
     out: Annotated[Path | None, typer.Option("--out", help="Folder of the runs.")] = None, as_json: AsJson = False
 ) -> None:
     """Past runs and their decisions, from disk."""
-    from flows.run_folder import past_runs
+    from flows.run_folder import past_runs, read_mark
 
-    runs = past_runs(out or PlatformSettings().runs)
+    folder = out or PlatformSettings().runs
+    runs = past_runs(folder)
+    marks = [read_mark(folder / run.run) for run in runs]
     if as_json:
-        print(json.dumps([run.model_dump(mode="json") for run in runs], indent=2))
+        documents = [
+            run.model_dump(mode="json") | {"forgotten": mark and mark.model_dump(mode="json")}
+            for run, mark in zip(runs, marks, strict=True)
+        ]
+        print(json.dumps(documents, indent=2))
         return
     from rich.console import Console
 
     from flows.terminal import runs_table
 
-    Console().print(runs_table(runs))
+    Console().print(runs_table(runs, marks))
 
 
 @app.command("show", epilog="Example: slateloop show shop-20261122")
@@ -688,11 +763,14 @@ def _show(folder: Path, as_json: bool) -> None:
         return
     from rich.console import Console
 
+    from flows.run_folder import read_mark
     from flows.terminal import decision_panel
 
     lineage = json.loads((folder / "lineage.json").read_text())
     tags = {name.partition("_")[0].capitalize(): lineage[name] for name in ("policy_tag", "baseline_tag", "bento_tag")}
     Console().print(decision_panel(decision, folder / "report.html", tags))
+    if mark := read_mark(folder):
+        print(mark.text)
 
 
 def _show_releases(releases: Sequence["Release"], as_json: bool) -> None:

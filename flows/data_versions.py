@@ -1,10 +1,17 @@
 """Versions of `data/` with DVC: a run adds to the cache alone, `slateloop data pin` writes `data.dvc`."""
 
+import json
+from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
 from components.errors import InputError
+from components.interactions.stored_copies import found_in, names_any
+
+#: The first bytes of every Parquet file.
+_PARQUET = b"PAR1"
 
 
 def add_to_cache(folder: Path) -> str | None:
@@ -55,3 +62,55 @@ def pinned_digest(data: Path) -> str | None:
     if not file.is_file():
         return None
     return str(yaml.safe_load(file.read_text())["outs"][0]["md5"])
+
+
+@dataclass(frozen=True)
+class Purged:
+    """What was deleted from DVC's cache."""
+
+    n_objects: int = 0
+    """Files of the cache, lists of a folder's files among them."""
+    pinned: bool = False
+    """Whether `data.dvc` names a version that is gone by that."""
+    remotes: tuple[str, ...] = ()
+    """Where versions may have been pushed to."""
+
+
+def purge_cache(data: Path, user_ids: Collection[str]) -> Purged:
+    """Delete from DVC's cache whatever holds rows of users, and the versions that it belonged to.
+
+    Lists of files go last: as long as they are there, what an interrupted purge left is found by the next one.
+    """
+    from dvc.exceptions import NotDvcRepoError
+    from dvc.repo import Repo
+
+    try:
+        repo = Repo(str(data.resolve().parent), _wait_for_lock=True)
+    except NotDvcRepoError:
+        return Purged()
+    with repo, repo.lock:
+        cache = Path(repo.cache.local.path)
+        files = {file.parent.name + file.name: file for file in sorted(cache.glob("??/*")) if file.is_file()}
+        versions = {name: file for name, file in files.items() if name.endswith(".dir")}
+        # What is missing is taken for deleted before: then its versions are of no use either.
+        gone = {name for name, file in files.items() if name not in versions and _holds(file, user_ids)}
+        lost = {
+            name
+            for name, file in versions.items()
+            if any(part["md5"] in gone or part["md5"] not in files for part in json.loads(file.read_bytes()))
+        }
+        for name in [*sorted(gone), *sorted(lost)]:
+            files[name].unlink()
+        pinned = pinned_digest(data)
+        remotes = tuple(sorted(repo.config["remote"]))
+    return Purged(
+        n_objects=len(gone | lost),
+        pinned=pinned in lost,
+        remotes=remotes,
+    )
+
+
+def _holds(file: Path, user_ids: Collection[str]) -> bool:
+    with file.open("rb") as content:
+        is_parquet = content.read(len(_PARQUET)) == _PARQUET
+    return not found_in(file, user_ids).is_empty() if is_parquet else names_any(file, user_ids)

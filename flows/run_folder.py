@@ -3,7 +3,9 @@
 import json
 import shutil
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -18,11 +20,12 @@ from components.experiment.ledger import LedgerSummary, enter
 from components.interactions.contract import Manifest, Reward
 from components.interactions.log_folder import open_log, replace_folder
 from components.interactions.splits import HOLDOUT, TEST, TRAIN, VALIDATION
+from components.interactions.stored_copies import staging_file
 from components.validation.checks import DataChecks
 from flows.ledger_store import add_entry, read_ledger, summary_around
 from flows.lineage import code_digest, git_commit, lock_digest
 from flows.report import write_report
-from flows.run_record import Evidence, Lineage, Package, Release, RunSummary, SplitSummary, outcome_of
+from flows.run_record import Evidence, Forgotten, Lineage, Package, Release, RunSummary, SplitSummary, outcome_of
 from flows.stage_store import MANIFEST, StageManifest, StageRef, clear_abandoned, staging_beside
 from flows.stages import BASELINE, POLICY, Estimates, read_ab, read_curves, read_decision
 from flows.tasks import Run
@@ -141,6 +144,44 @@ def find_run(folder: Path, name: str) -> Path:
         known = ", ".join(run.name for run in runs) or "none yet"
         raise InputError(f"run {name!r}: {len(found)} runs in {folder} begin so; the runs are: {known}")
     return found[0]
+
+
+def read_lineage(run: Path) -> dict[str, Any]:
+    """A past run's lineage as plain JSON, since those of earlier versions have other fields; empty where there is none.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    file = run / "lineage.json"
+    try:
+        lineage: dict[str, Any] = json.loads(file.read_bytes()) if file.is_file() else {}
+    except ValueError as error:
+        raise InputError(f"{file}: is no run's lineage: {error}") from None
+    return lineage
+
+
+def read_mark(run: Path) -> Forgotten | None:
+    """What was deleted from a past run's data; None while its lineage can be replayed.
+
+    Raises:
+        InputError: its lineage is damaged.
+    """
+    mark = read_lineage(run).get("forgotten")
+    return None if mark is None else Forgotten.model_validate(mark)
+
+
+def mark_forgotten(run: Path, users: int, at: datetime) -> None:
+    """Write into a past run's lineage that it can be replayed no more, in one rename.
+
+    Raises:
+        InputError: its lineage is damaged.
+    """
+    before = read_mark(run)
+    mark = Forgotten(users=users + (before.users if before else 0), at=at)
+    lineage = read_lineage(run) | {"forgotten": mark.model_dump(mode="json")}
+    staging = staging_file(run / "lineage.json")
+    staging.write_text(json.dumps(lineage, indent=2, ensure_ascii=False) + "\n")
+    staging.replace(run / "lineage.json")
 
 
 def _run_files(folder: Path) -> list[Path]:

@@ -117,6 +117,21 @@ class Package(BaseModel):
     policy_digest: str = Field(description="Digest of the challenger's files.")
 
 
+class Forgotten(BaseModel):
+    """That users' rows were deleted from what a run learned from."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    users: int = Field(ge=1, description="Of how many users; one that was forgotten twice counts twice.")
+    at: datetime = Field(description="When that happened last.")
+
+    @property
+    def text(self) -> str:
+        """The mark as a sentence."""
+        users = "1 user" if self.users == 1 else f"{self.users:,} users"
+        return f"Not replayable: rows of {users} were deleted from its data, last on {self.at:%Y-%m-%d}."
+
+
 class Lineage(BaseModel):
     """What the result depends on; the same lineage trains the same policy again."""
 
@@ -138,6 +153,9 @@ class Lineage(BaseModel):
     policy_tag: str = Field(description="Tag of the packaged policy in the model store.")
     baseline_tag: str = Field(description="Tag of the packaged baseline.")
     bento_tag: str = Field(description="Tag of the Bento with which both travel.")
+    forgotten: Forgotten | None = Field(
+        default=None, description="Null while the lineage can be replayed; what was deleted from its data since."
+    )
 
 
 class RunSummary(BaseModel):

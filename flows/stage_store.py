@@ -94,6 +94,15 @@ class StageStore:
         manifest = self.folder(name, key) / MANIFEST
         return manifest.is_file() and StageManifest.model_validate_json(manifest.read_bytes()).key == key
 
+    def finished(self) -> dict[str, tuple[Path, StageManifest]]:
+        """Folder and manifest of every finished stage, by key."""
+        manifests = {
+            file.parent: StageManifest.model_validate_json(file.read_bytes())
+            # A name that begins with a dot is a stage's folder before it is whole.
+            for file in sorted(self.root.glob(f"*/[!.]*/{MANIFEST}"))
+        }
+        return {manifest.key: (folder, manifest) for folder, manifest in manifests.items()}
+
     def write(self, name: str, key: str, compute: Callable[[Path], None], upstream: dict[str, str]) -> StageRef:
         """Compute a stage into a temporary folder and rename it; nothing half-written carries its name."""
         final = self.folder(name, key)
@@ -132,7 +141,10 @@ def clear_abandoned(parent: Path) -> None:
         staged = re.fullmatch(r"\..+\.(\d+)\.[0-9a-f]{6}\.tmp", leftover.name)
         replaced = re.fullmatch(r"\..+\.[0-9a-f]{8}\.old", leftover.name)
         if replaced or (staged and _is_abandoned(leftover, int(staged[1]))):
-            shutil.rmtree(leftover, ignore_errors=True)
+            if leftover.is_file():
+                leftover.unlink(missing_ok=True)
+            else:
+                shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _is_abandoned(leftover: Path, pid: int) -> bool:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from flows.ab_report import AbReport
     from flows.benchmarks import Document
     from flows.load_test import LoadTest
-    from flows.run_record import RunSummary
+    from flows.run_record import Forgotten, RunSummary
     from flows.simulation import SimulationSummary
     from services.access import Token
     from services.releases import Release
@@ -106,21 +106,24 @@ def _reasons(decision: "Decision") -> Table:
     return reasons
 
 
-def runs_table(runs: Sequence["RunSummary"]) -> Table:
-    """One line for each run, in the order given; names fold where the terminal is narrow."""
+def runs_table(runs: Sequence["RunSummary"], marks: Sequence["Forgotten | None"]) -> Table:
+    """One line for each run, in the order given, with what was deleted from its data since; names fold."""
     table = Table(box=None, padding=(0, 2, 0, 0))
     table.add_column("Decision", no_wrap=True)
     table.add_column("Run", overflow="fold")
     table.add_column("Loop", overflow="fold")
     table.add_column("Source", overflow="fold")
     table.add_column("Started", overflow="fold")
-    for run in runs:
+    if any(marks):
+        table.add_column("Not replayable since", overflow="fold")
+    for run, mark in zip(runs, marks, strict=True):
         table.add_row(
             _outcome(run.outcome),
             Text(run.run),
             Text(run.loop),
             Text(run.source),
             Text(f"{run.started:%Y-%m-%d %H:%M %Z}".strip()),
+            *([Text(f"{mark.at:%Y-%m-%d}" if mark else "")] if any(marks) else []),
         )
     return table
 

@@ -10,7 +10,9 @@ samples need a higher threshold; n counts requests, or sessions or users where t
 """
 
 import json
+import shutil
 import warnings
+from collections.abc import Collection
 from pathlib import Path
 from typing import Literal
 from uuid import uuid4
@@ -21,11 +23,14 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from components.errors import InputError
 from components.interactions.contract import Evidence, Manifest, reward_per_position
-from components.interactions.log_folder import Log
+from components.interactions.log import user_digest
+from components.interactions.log_folder import Log, replace_folder
 from components.interactions.vocabulary import FIRST_ITEM, FeatureCode, Vocabulary
 
 MAX_REFERENCE_ROWS = 20_000
 REFERENCE, DESCRIPTION = "drift_reference.parquet", "drift_reference.json"
+#: Whose the rows of the sample are, by the digest of their user: what it takes to delete one user's.
+OWNERS = "drift_reference_owners.parquet"
 #: Stands for categories that the vocabulary does not know.
 OTHER = "(other)"
 
@@ -160,11 +165,12 @@ def write_drift_reference(log: Log, vocabulary: Vocabulary, out: Path, seed: int
     n_rows = min(n_requests, MAX_REFERENCE_ROWS)
     chosen = np.sort(np.random.default_rng(seed).choice(n_requests, size=n_rows, replace=False))
     items = log.items()
-    sampled = []
+    sampled, owners = [], []
     before = 0
     for part in log.parts():
         here = chosen[(chosen >= before) & (chosen < before + part.height)] - before
         sampled.append(derived_scalars(part[here], log.manifest, vocabulary, items))
+        owners.append(part[here].select(owner=pl.col("user_id").map_elements(user_digest, return_dtype=pl.String)))
         before += part.height
     sample = pl.concat(sampled)
     description = ReferenceDescription(
@@ -175,11 +181,32 @@ def write_drift_reference(log: Log, vocabulary: Vocabulary, out: Path, seed: int
         content_digest=log.manifest.content_digest,
     )
     out.mkdir(parents=True, exist_ok=True)
-    staging = _staging(out / REFERENCE)
-    sample.write_parquet(staging)
-    staging.replace(out / REFERENCE)
+    for name, table in ((OWNERS, pl.concat(owners)), (REFERENCE, sample)):
+        staging = _staging(out / name)
+        table.write_parquet(staging)
+        staging.replace(out / name)
     _write_text(out / DESCRIPTION, description.model_dump_json(indent=2) + "\n")
     return out / REFERENCE
+
+
+def forget_in_reference(folder: Path, user_ids: Collection[str]) -> int:
+    """Put a drift reference without users' rows in its folder's place; returns how many they were."""
+    owners = pl.read_parquet(folder / OWNERS)
+    others = ~owners["owner"].is_in([user_digest(user) for user in user_ids])
+    if others.all():
+        return 0
+    description = ReferenceDescription.model_validate_json((folder / DESCRIPTION).read_bytes())
+    description = description.model_copy(update={"n_rows": int(others.sum())})
+    staging = folder.parent / f".{folder.name}.{uuid4().hex[:8]}.tmp"
+    try:
+        staging.mkdir()
+        pl.read_parquet(folder / REFERENCE).filter(others).write_parquet(staging / REFERENCE)
+        owners.filter(others).write_parquet(staging / OWNERS)
+        (staging / DESCRIPTION).write_text(description.model_dump_json(indent=2) + "\n")
+        replace_folder(staging, folder)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return int((~others).sum())
 
 
 def drift_report(reference: pl.DataFrame, current: pl.DataFrame, out: Path, *, threshold: float = 0.1) -> DriftSummary:

@@ -45,7 +45,7 @@ from services.readiness import Readiness
 from services.releases import Arm, Release, Releases
 from services.request_log import RequestLog
 from services.serving_release import ReleaseFollower, ServingRelease
-from services.settings import ServiceSettings
+from services.settings import ServiceSettings, user_hash
 
 #: Seconds for which a probe of readiness is kept waiting: those of Kubernetes give up after one by default.
 READY_SECONDS = 0.8
@@ -217,7 +217,7 @@ class Recommender:
                 Recommended(
                     request_id=uuid4().hex,
                     loop=request.loop,
-                    user_id=self._user_hash(request.user_id),
+                    user_id=user_hash(self._user_key, request.user_id),
                     session_id=request.session_id,
                     shown_at=now,
                     candidates=live.candidates(request),
@@ -259,9 +259,6 @@ class Recommender:
         for place, choice in zip(places, chosen, strict=True):
             choices[place] = ShadowChoice(tag, choice.slate, choice.log_probs)
         return choices
-
-    def _user_hash(self, user_id: str) -> str:
-        return hmac.new(self._user_key, user_id.encode(), hashlib.sha256).hexdigest()
 
     def _question(self, request: RecommendRequest) -> str:
         """What is asked, where a key may ask it again; keyed too, or who asks could be found by trying."""

@@ -1,5 +1,7 @@
 """What the endpoint reads from its environment, once, when a worker starts."""
 
+import hashlib
+import hmac
 import os
 import secrets
 from pathlib import Path
@@ -61,6 +63,19 @@ class ServiceSettings(BaseSettings):
             object.__setattr__(self, "tokens", self.home.resolve() / "tokens.json")
         return self
 
+    def existing_user_hash_key(self) -> bytes:
+        """The key of users' hashes, which must be there already: a new one fits no hash that was ever stored.
+
+        Raises:
+            InputError: there is no key.
+        """
+        file = self.home / "user.key"
+        if self.user_key is None and not file.is_file():
+            raise InputError(
+                f"{file}: no such file, and SLATELOOP_USER_KEY is not set; expected the key of the users' hashes"
+            )
+        return self.user_hash_key()
+
     def user_hash_key(self) -> bytes:
         """The key of users' hashes: the one that is set, or the one in `home`, which is made where there is none.
 
@@ -85,3 +100,8 @@ class ServiceSettings(BaseSettings):
             return file.read_text().encode()
         except OSError as error:
             raise InputError(f"{file}: the key of users' hashes cannot be kept: {error.strerror}") from None
+
+
+def user_hash(key: bytes, user_id: str) -> str:
+    """The keyed hash under which a user's rows are stored."""
+    return hmac.new(key, user_id.encode(), hashlib.sha256).hexdigest()

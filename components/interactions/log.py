@@ -1,7 +1,8 @@
 """The interaction log: what an endpoint showed and what it heard, in tables that are only ever added to.
 
 A recommendation is written before it is answered, with its candidates and its log_prob, so whatever was shown can be
-learned from. Feedback comes later, in any order and more than once; the importer `log` joins the two.
+learned from. Feedback comes later, in any order and more than once; the importer `log` joins the two. What is to be
+forgotten is deleted by `components.interactions.deletion` alone.
 
 Rows are written in groups, one transaction each. SQLite is in WAL mode with synchronous = NORMAL: a commit survives the
 end of the process, and a power cut may take the last ones. PostgreSQL keeps what it has committed.
@@ -90,6 +91,13 @@ RELEASES = sa.Table(
     sa.Column("shadow", sa.Text),
     sa.Column("salt", sa.String(64), nullable=False),
     sa.Column("planned_sessions", sa.Integer),
+)
+#: Whose rows were deleted, and when; by `user_digest`, so that not even the tombstone holds the other tables' hash.
+FORGOTTEN = sa.Table(
+    "forgotten",
+    metadata,
+    sa.Column("user_digest", sa.String(64), primary_key=True),
+    sa.Column("forgotten_at", sa.BigInteger, nullable=False),
 )
 
 
@@ -195,6 +203,11 @@ class Shown:
     slate_size: int
 
 
+def user_digest(user_id: str) -> str:
+    """What stands for a user where only "is it this one?" is ever asked: SHA-256 of the id that logs hold."""
+    return hashlib.sha256(user_id.encode()).hexdigest()
+
+
 def microseconds(moment: datetime | None) -> int:
     """A moment as the tables have it; None is the end of time."""
     return 2**62 if moment is None else round(moment.timestamp() * 1e6)
@@ -256,6 +269,8 @@ class InteractionLog:
             LogUnavailableError: the database cannot be reached or written.
         """
         with self.writing() as connection:
+            if self.engine.dialect.name == "postgresql":
+                connection.exec_driver_sql(f"SET LOCAL statement_timeout = '{BUSY_MILLISECONDS}ms'")
             standing = self._write_recommendations(connection, calls)
             return standing, self._write_feedback(connection, heard)
 
@@ -296,17 +311,26 @@ class InteractionLog:
 
     @contextmanager
     def writing(self) -> Iterator[sa.Connection]:
-        """A connection in one transaction: all that it writes is kept, or none.
+        """A transaction that waits for other writers as long as a write does; SQLite lets one in at a time.
 
         Raises:
             LogUnavailableError: the database cannot be reached or written.
         """
         with self._available(), self.engine.begin() as connection:
             if self.engine.dialect.name == "postgresql":
-                limit = f"{BUSY_MILLISECONDS}ms"
-                connection.exec_driver_sql(
-                    f"SET LOCAL lock_timeout = '{limit}'; SET LOCAL statement_timeout = '{limit}'"
-                )
+                connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{BUSY_MILLISECONDS}ms'")
+            yield connection
+
+    @contextmanager
+    def autocommit(self) -> Iterator[sa.Connection]:
+        """A connection without a transaction, for what a database does to its files.
+
+        Raises:
+            LogUnavailableError: the database cannot be reached.
+        """
+        # SQLAlchemy would leave SQLite's driver in another mode than `_prepare_sqlite` set.
+        options = {"begins": False} if self.engine.dialect.name == "sqlite" else {"isolation_level": "AUTOCOMMIT"}
+        with self._available(), self.engine.connect().execution_options(**options) as connection:
             yield connection
 
     @contextmanager
@@ -423,14 +447,16 @@ def _prepare_sqlite(connection: Any, record: object) -> None:
     # The driver's own transactions begin too late for readers to be kept out; ours begin with BEGIN IMMEDIATE.
     connection.isolation_level = None
     cursor = connection.cursor()
-    for pragma in ("journal_mode = WAL", "synchronous = NORMAL", f"busy_timeout = {BUSY_MILLISECONDS}"):
+    waits = f"busy_timeout = {BUSY_MILLISECONDS}"
+    for pragma in ("journal_mode = WAL", "synchronous = NORMAL", waits, "secure_delete = ON"):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
 
 
 def _begin_sqlite(connection: sa.Connection) -> None:
-    reads = connection.get_execution_options().get("reads", False)
-    connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
+    options = connection.get_execution_options()
+    if options.get("begins", True):
+        connection.exec_driver_sql("BEGIN" if options.get("reads", False) else "BEGIN IMMEDIATE")
 
 
 def _row(one: Recommended) -> dict[str, Any]:

@@ -195,6 +195,22 @@ def replace_folder(staging: Path, path: Path) -> None:
     shutil.rmtree(retired, ignore_errors=True)
 
 
+def discard_folder(path: Path) -> None:
+    """Remove a folder, if it is still there; from the first moment nothing half-removed carries its name.
+
+    Raises:
+        InputError: it cannot be removed.
+    """
+    retired = path.parent / f".{path.name}.{uuid4().hex[:8]}.old"
+    try:
+        os.rename(path, retired)
+        shutil.rmtree(retired)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise InputError(f"{path}: cannot be removed: {error.strerror}") from None
+
+
 def _conform(frame: pl.DataFrame, schema: pl.Schema, where: str) -> pl.DataFrame:
     if missing := [column for column in schema if column not in frame.columns]:
         raise ContractError(f"{where}: column {missing[0]!r} is missing; the manifest names {list(schema)}")

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from components.interactions.log_folder import Log, open_log
 from flows.command_line import app
 from flows.config import LoopConfig
 from flows.ledger_store import add_entry
+from flows.run_folder import mark_forgotten
 from flows.run_record import RunSummary
 
 HEAVY = ("torch", "prefect", "great_expectations", "evidently", "bentoml", "polars", "dvc", "scipy", "matplotlib")
@@ -172,6 +174,23 @@ def test_a_run_is_shown_by_its_name_or_a_beginning_that_fits_no_other(place: Pat
     assert "HOLD" in call("show", "shop-1").stdout
     assert "2 runs in" in refused("show", "shop")
     assert "the runs are: shop-1, shop-12" in refused("show", "other")
+
+
+def test_a_run_that_can_be_replayed_no_more_is_marked_wherever_it_is_shown(place: Path) -> None:
+    write_run(place / "runs", "shop-1", "2026-01-01T00:00:00Z")
+    write_run(place / "runs", "shop-2", "2026-01-02T00:00:00Z")
+    assert "Not replayable" not in call("show", "shop-1").stdout + call("runs").stdout
+    mark_forgotten(place / "runs" / "shop-1", 2, datetime(2026, 5, 1, tzinfo=UTC))
+    mark_forgotten(place / "runs" / "shop-1", 1, datetime(2026, 5, 2, tzinfo=UTC))
+    assert (
+        "Not replayable: rows of 3 users were deleted from its data, last on 2026-05-02"
+        in call("show", "shop-1").stdout
+    )
+    assert "Not replayable" not in call("show", "shop-2").stdout
+    marks = [run["forgotten"] for run in json.loads(call("runs", "--json").stdout)]
+    assert marks == [{"users": 3, "at": "2026-05-02T00:00:00Z"}, None]
+    assert "Not replayable" in " ".join(call("runs").stdout.split())
+    assert json.loads(call("show", "shop-1", "--json").stdout)["lineage"]["forgotten"] == marks[0]
 
 
 def test_a_damaged_summary_is_named(place: Path) -> None:

@@ -10,7 +10,7 @@ from components.experiment.gate import Decision, Outcome, Reason
 from components.experiment.guardrails import Metric
 from components.experiment.ledger import summarize
 from components.experiment.plan import AbDesign, Baseline, plan_ab
-from flows.run_record import RunSummary
+from flows.run_record import Forgotten, RunSummary
 from flows.terminal import decision_panel, ledger_table, plan_tables, runs_table
 
 DECISION = Decision(
@@ -54,8 +54,13 @@ def test_the_table_of_runs_keeps_every_outcome_and_fits(width: int) -> None:
         )
         for outcome in Outcome
     ]
-    text = shown(runs_table(runs), width)
+    text = shown(runs_table(runs, [None] * len(runs)), width)
     assert all(outcome.value.upper() in text for outcome in Outcome)
+    assert "Not replayable" not in text
+    assert max(map(len, text.splitlines())) <= width
+    marks = [Forgotten(users=1, at=datetime(2026, 5, 2, tzinfo=UTC)), *[None] * (len(runs) - 1)]
+    text = shown(runs_table(runs, marks), width)
+    assert "2026-05-02" in text or width == 40
     assert max(map(len, text.splitlines())) <= width
 
 

@@ -14,6 +14,7 @@ from monitoring.drift_reference import (
     ReferenceDescription,
     derived_scalars,
     drift_report,
+    forget_in_reference,
     write_drift_reference,
 )
 
@@ -119,6 +120,21 @@ def test_the_reference_is_a_sample_that_its_seed_decides(
     assert list(description.columns) == first.columns
     assert description.columns["context.device"] == "categorical"
     assert (description.n_rows, description.n_requests) == (100, storefront_log.manifest.n_requests)
+
+
+def test_a_user_s_rows_can_be_deleted_from_a_reference(storefront_log: Log, tmp_path: Path) -> None:
+    folder = tmp_path / "reference"
+    path = write_drift_reference(storefront_log, Vocabulary.fit(storefront_log), folder, seed=0)
+    before, users = pl.read_parquet(path), pl.concat(storefront_log.parts())["user_id"]
+    gone = users.is_in([users[0], users[-1]])
+    assert forget_in_reference(folder, [users[0], users[-1], "nobody"]) == gone.sum() > 0
+    assert pl.read_parquet(path).equals(before.filter(~gone))
+    description = ReferenceDescription.model_validate_json((folder / "drift_reference.json").read_bytes())
+    assert description.n_rows == before.height - gone.sum()
+    assert forget_in_reference(folder, [users[0]]) == 0
+    assert [file.name for file in tmp_path.iterdir()] == ["reference"]
+    # Nobody can be found in it by the id that logs hold.
+    assert not any(users[1].encode() in str(pl.read_parquet(file).rows()).encode() for file in folder.glob("*.parquet"))
 
 
 def test_a_small_log_is_its_own_reference_whatever_its_parts(storefront_log: Log, tmp_path: Path) -> None:

@@ -143,8 +143,9 @@ def test_probes_and_descriptions_are_open(service: Served) -> None:
     schema = httpx.get(f"{service.address}/openapi.json", timeout=20).json()
     assert schema["components"]["securitySchemes"] == {"token": {"type": "http", "scheme": "bearer"}}
     for path, methods in schema["paths"].items():
-        assert methods["post"]["security"] == [{"token": [path.split("/")[1]]}]
-        assert {"401", "403", "429"} <= set(methods["post"]["responses"])
+        for described in methods.values():
+            assert described["security"] == [{"token": [path.split("/")[1]]}]
+            assert {"401", "403", "429"} <= set(described["responses"])
 
 
 def test_a_token_is_made_and_revoked_without_a_restart(service: Served) -> None:

@@ -2,11 +2,12 @@
 
 A request's feedback is what arrived within the attribution window; requests whose window was still open at the log's
 end (its last row, or the moment that is asked for) are left out, and their sessions end there, censored. Where no
-session was named, a pause longer than `session_gap_minutes` ends one.
+session was named, a pause longer than `session_gap_minutes` ends one. What a forgotten user was shown before the
+tombstone does not count.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -28,6 +29,7 @@ from components.interactions.contract import (
     Responses,
     Reward,
 )
+from components.interactions.deletion import forgotten_users
 from components.interactions.importers._reading import ROW, collect, complete, in_parts, scan
 from components.interactions.log import CANDIDATE_LISTS, FEEDBACK, RECOMMENDATIONS, InteractionLog, microseconds
 from components.interactions.log_folder import Log, write_log
@@ -160,12 +162,22 @@ class _Spool:
             .where(*own, FEEDBACK.c.received_at <= microseconds(until))
         )
         named = CANDIDATE_LISTS.c.candidates_digest.in_(sa.select(RECOMMENDATIONS.c.candidates_digest).where(*own))
+        forgotten_requests: set[str] = set()
         with log.reading() as connection:
-            n_requests = _dump(connection, shown, _SHOWN, self.requests)
+            forgotten = forgotten_users(connection, loop)
+
+            def kept(part: pl.DataFrame) -> pl.DataFrame:
+                tombstone = pl.col("user_id").replace_strict(forgotten, default=None, return_dtype=pl.Int64)
+                gone = part.select((pl.col("shown_at") <= tombstone).fill_null(False)).to_series()
+                forgotten_requests.update(part.filter(gone)["request_id"])
+                return part.filter(~gone)
+
+            n_requests = _dump(connection, shown, _SHOWN, self.requests, kept if forgotten else _all)
             if n_requests == 0:
                 loops = sorted(connection.scalars(sa.select(RECOMMENDATIONS.c.loop).distinct()))
                 raise NothingLoggedError(f"the interaction log holds no request of loop {loop!r}; it has {loops}")
-            _dump(connection, heard, _HEARD, self.feedback)
+            of_others = ~pl.col("request_id").is_in(sorted(forgotten_requests))
+            _dump(connection, heard, _HEARD, self.feedback, lambda part: part.filter(of_others))
             lists = connection.execute(
                 sa.select(CANDIDATE_LISTS.c.candidates_digest, CANDIDATE_LISTS.c.candidates).where(named)
             )
@@ -182,14 +194,24 @@ class _Spool:
         return pl.scan_parquet(self.feedback / "*.parquet")
 
 
-def _dump(connection: sa.Connection, rows: sa.Select[Any], schema: dict[str, Any], folder: Path) -> int:
-    """Write rows into Parquet files of a new folder; their number."""
+def _all(part: pl.DataFrame) -> pl.DataFrame:
+    return part
+
+
+def _dump(
+    connection: sa.Connection,
+    rows: sa.Select[Any],
+    schema: dict[str, Any],
+    folder: Path,
+    kept: Callable[[pl.DataFrame], pl.DataFrame],
+) -> int:
+    """Write what is kept of rows into Parquet files of a new folder; their number."""
     folder.mkdir()
     pl.DataFrame(schema=schema).write_parquet(folder / "part-00000.parquet")
     n_rows = 0
     chunks = connection.execution_options(yield_per=ROWS_AT_A_TIME).execute(rows).partitions()
     for number, chunk in enumerate(chunks, 1):
-        part = pl.DataFrame([tuple(row) for row in chunk], schema=schema, orient="row")
+        part = kept(pl.DataFrame([tuple(row) for row in chunk], schema=schema, orient="row"))
         part.write_parquet(folder / f"part-{number:05d}.parquet")
         n_rows += part.height
     return n_rows

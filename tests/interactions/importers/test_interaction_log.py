@@ -10,6 +10,7 @@ from polars.testing import assert_frame_equal
 
 from components.errors import InputError
 from components.interactions.contract import Evidence
+from components.interactions.deletion import forget_users
 from components.interactions.importers.interaction_log import (
     Config,
     NothingLoggedError,
@@ -322,3 +323,18 @@ def test_an_item_that_stands_twice_in_its_file_is_named(database: Path, tmp_path
     file.write_text("item_id,price\na,1\na,2\n")
     with pytest.raises(InputError, match="column 'item_id': 'a' stands there twice"):
         imported(database, [shown("r1", 0), LATER], [], Config(items=file))
+
+
+def test_what_a_forgotten_user_was_shown_before_the_tombstone_does_not_count(database: Path) -> None:
+    forgotten = replace(SHOWN, user_id="u2", context={"device": "watch"}, shown_at=10**15)
+    late, new = replace(forgotten, request_id="late"), replace(forgotten, request_id="new", shown_at=2 * START)
+    last = replace(LATER, shown_at=2 * START + 600 * MINUTE)
+    imported(database, [shown("r1", 0), replace(forgotten, request_id="old"), last], [])
+    log = InteractionLog(f"sqlite:///{database}")
+    forget_users(log, ["u2"])
+    whole, rows = imported(database, [late], [Heard("late", "f", 10**15, signals={"watch_time": (1.0, 2.0)})])
+    assert set(rows) == {"r1"}
+    assert whole.manifest.signals == ()
+    assert [feature.values for feature in whole.manifest.context if feature.name == "device"] == [("phone",)]
+    _, rows = imported(database, [new], [])
+    assert set(rows) == {"r1", "new"}
