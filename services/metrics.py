@@ -63,6 +63,13 @@ class Metrics:
             buckets=DELAYS,
             registry=self._registry,
         )
+        self._release = Gauge(
+            "slateloop_release_number",
+            "Release of a loop that is served; the oldest where workers differ.",
+            by_loop,
+            multiprocess_mode="livemin",
+            registry=self._registry,
+        )
         self.rows_waiting = Gauge(
             "slateloop_log_rows_waiting",
             "Rows that wait for the interaction log.",
@@ -92,6 +99,10 @@ class Metrics:
                 self._explored.labels(*arm).inc()
             if n_below := below_floor(row.log_probs, len(row.candidates)):
                 self._floor.labels(*arm).inc(n_below)
+
+    def released(self, loop: str, number: int) -> None:
+        """Say which release is served from now on."""
+        self._release.labels(loop).set(number)
 
     def heard(self, loop: str, seconds: float) -> None:
         """Count a piece of feedback."""

@@ -87,7 +87,13 @@ class Recommender:
         self._serve_without_log = settings.serve_without_log
         log = InteractionLog(settings.database)
         log.upgrade()
-        self._releases = ReleaseFollower(Releases(log), load, settings.release_seconds)
+        self._releases = ReleaseFollower(
+            Releases(log),
+            load,
+            settings.release_seconds,
+            warn=self.request_log.warn,
+            on_served=lambda release: self.metrics.released(release.loop, release.number),
+        )
         self._log = LogWriter(
             log,
             longest_wait=settings.log_seconds,

@@ -4,7 +4,6 @@ A thread looks for changes. New policies are loaded and asked once before anybod
 replaced. Whoever is being answered keeps what they began with, so a change drops no request.
 """
 
-import logging
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,8 +16,6 @@ from components.experiment.ab import Assignment
 from components.policies.live_policy import MAX_SLATE, LivePolicy, LiveSession
 from components.policies.policy_folder import StoredPolicy
 from services.releases import Arm, Release, Releases, arm_of
-
-log = logging.getLogger("slateloop.releases")
 
 
 @dataclass(frozen=True)
@@ -36,12 +33,30 @@ class ServingRelease:
 
 
 class ReleaseFollower:
-    """Keeps up with the releases of all loops."""
+    """Keeps up with the releases of all loops.
 
-    def __init__(self, releases: Releases, load: Callable[[str], StoredPolicy], seconds: float) -> None:
+    Args:
+        releases: where they stand.
+        load: gives the policy of an exact tag.
+        seconds: between two looks.
+        warn: told what whoever runs the service should know.
+        on_served: told of each release that is taken up.
+    """
+
+    def __init__(
+        self,
+        releases: Releases,
+        load: Callable[[str], StoredPolicy],
+        seconds: float,
+        *,
+        warn: Callable[[str], None],
+        on_served: Callable[[Release], None],
+    ) -> None:
         self.releases = releases
         self._load = load
         self._seconds = seconds
+        self._warn = warn
+        self._on_served = on_served
         self._failed: dict[str, int] = {}
         self._stopped = threading.Event()
         self.serving: Mapping[str, ServingRelease] = {}
@@ -65,13 +80,13 @@ class ReleaseFollower:
                 continue
             try:
                 serving[loop] = self._prepared(release, loaded)
-            except InputError as error:
+            except Exception as error:  # whatever it is, other loops go on, and so does this one's last release
                 if self._failed.get(loop) != release.number:
-                    log.error("release %d of loop %s cannot be served: %s", release.number, loop, error)
+                    self._warn(f"release {release.number} of loop {loop} cannot be served yet: {_cause(error)}")
                     self._failed[loop] = release.number
                 continue
-            log.info("release %d of loop %s is served: %s", release.number, loop, release.action)
             self._failed.pop(loop, None)
+            self._on_served(release)
         self.serving = serving
 
     def close(self) -> None:
@@ -97,4 +112,8 @@ class ReleaseFollower:
             try:
                 self.refresh()
             except SlateloopError as error:
-                log.warning("releases cannot be read: %s", error)
+                self._warn(f"releases cannot be read: {error}")
+
+
+def _cause(error: Exception) -> str:
+    return str(error) if isinstance(error, SlateloopError) else f"{type(error).__name__}: {error}"

@@ -1,3 +1,4 @@
+import io
 import json
 import os
 import sqlite3
@@ -31,6 +32,7 @@ from services.packaging import build_bento
 from services.policy_store import load_model
 from services.recommender import Recommender
 from services.releases import Releases, arm_of
+from services.request_log import RequestLog
 from services.settings import ServiceSettings
 
 TAG = "shop-policy:v1"
@@ -340,9 +342,9 @@ def test_a_shadow_s_choice_among_the_same_candidates_is_logged_beside_what_is_sh
 
 
 def test_a_release_whose_policy_is_missing_leaves_the_one_before_in_place_until_it_comes(
-    stored: StoredPolicy, home: Path, caplog: pytest.LogCaptureFixture
+    stored: StoredPolicy, home: Path
 ) -> None:
-    there = {TAG}
+    there, said = {TAG}, io.StringIO()
 
     def load(tag: str) -> StoredPolicy:
         if tag not in there:
@@ -350,10 +352,12 @@ def test_a_release_whose_policy_is_missing_leaves_the_one_before_in_place_until_
         return stored
 
     release(settings(home).database, TAG)
-    recommender = Recommender.inner(settings=settings(home, release_seconds=0.05), seed=0, load=load)
+    recommender = Recommender.inner(
+        settings=settings(home, release_seconds=0.05), seed=0, load=load, request_log=RequestLog(said)
+    )
     Releases(InteractionLog(settings(home).database)).canary("shop", "late:1", 0.999, 1_000, "test")
     deadline = time.monotonic() + 10
-    while "release 2 of loop shop cannot be served: policy tag 'late:1'" not in caplog.text:
+    while "release 2 of loop shop cannot be served yet: policy tag 'late:1'" not in said.getvalue():
         assert time.monotonic() < deadline
         time.sleep(0.02)
     assert {ask(recommender, user_id=f"user-{n}").json()["policy"] for n in range(5)} == {TAG}

@@ -1,0 +1,215 @@
+"""The loop closes: a policy serves, what it showed trains the next one, which replaces it; then the world breaks.
+
+Everything is real: the commands in processes of their own, a Prefect server, a Bento over HTTP, a database. The shop is
+simulated, so what policies are truly worth is known.
+"""
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+import polars as pl
+import pytest
+from bento_server import served
+from slateloop_process import Place
+
+from components.environments import storefront
+from components.interactions.log_folder import Log
+from components.policies.policy_folder import StoredPolicy, load_policy
+from flows.simulation import true_reward
+from monitoring.drift_reference import REFERENCE, drift_report, write_drift_reference
+
+#: Day one: a CEM that has hardly been tuned, on a small log of the old system.
+DAY_ONE = """
+[source]
+name = "storefront"
+n_sessions = 1500
+n_users = 4000
+n_items = 60
+[encoder]
+item_width = 8
+hidden_width = 16
+[user_model]
+max_epochs = 2
+[behavior]
+epochs = 1
+[adversarial]
+sessions = 100
+[trust]
+sessions = 100
+[reinforce]
+iterations = 2
+sessions = 50
+[cem]
+start = 0
+initial_deviation = 0.2
+iterations = 1
+population = 8
+elite = 4
+sessions = 50
+[ab]
+sessions = 400
+"""
+#: Every other day: the loop as it is, on what the endpoint logged; shoppers answer within seconds.
+LATER = """
+[source]
+name = "log"
+attribution_minutes = 0.2
+ratio_assumption = "cascade"
+items = "items.parquet"
+[ab]
+sessions = 10000
+"""
+WINDOW = 12.0
+SHIFT = 0.75
+
+
+@dataclass
+class Shop:
+    """A place with a running endpoint, and shoppers who visit it."""
+
+    place: Place
+    address: str
+    token: str
+    operator: str
+    n_visits: int = 0
+
+    def call(self, *arguments: str) -> Any:
+        return self.place.call(*arguments, "--json", timeout=1_500).document
+
+    def visit(self, n_users: int, *settings: str) -> dict[str, Any]:
+        """Different users come once each; returns what they earned when all feedback counts."""
+        self.n_visits += 1
+        changed = [part for setting in settings for part in ("--set", setting)]
+        summary: dict[str, Any] = self.call(
+            "simulate", "--config", "day-one.toml", "--users", str(n_users), "--seed", str(self.n_visits),
+            "--url", self.address, "--token", self.token, *changed,
+        )  # fmt: skip
+        assert summary["not_logged"] == 0
+        time.sleep(WINDOW)
+        return summary
+
+    def learn(self) -> dict[str, Any]:
+        """The loop on everything that is known by now."""
+        now = datetime.now(UTC).isoformat()
+        document: dict[str, Any] = self.call("run", "--config", "later.toml", "--set", f"as_of={now}")
+        return document
+
+    def release(self, *arguments: str) -> dict[str, Any]:
+        """Change who serves, and wait until the worker does."""
+        release: dict[str, Any] = self.call("release", *arguments)
+        deadline = time.monotonic() + 5
+        headers = {"Authorization": f"Bearer {self.operator}"}
+        while httpx.get(f"{self.address}/release", headers=headers, timeout=20).json()["releases"] != [release]:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        return release
+
+    def log_since(self, moment: datetime, out: Path) -> Log:
+        """The part of the log that was shown after a moment."""
+        from components.interactions.importers.interaction_log import Config, import_database
+
+        config = Config(attribution_minutes=WINDOW / 60, items=self.place.root / "items.parquet")
+        url = f"sqlite:///{self.place.root / 'home' / 'interactions.db'}"
+        return import_database(config, url, out, "shop", until=datetime.now(UTC), since=moment)
+
+
+@pytest.fixture
+def shop(prefect_api: str, tmp_path: Path) -> Iterator[tuple[Shop, dict[str, Any]]]:
+    """The first run's hardly tuned CEM, released and served; and that run."""
+    place = Place(tmp_path / "shop", prefect_api)
+    place.write("day-one.toml", DAY_ONE)
+    place.write("later.toml", LATER)
+    first = place.call("run", "--config", "day-one.toml", "--json", timeout=1_500).document
+    world(first).items().write_parquet(place.root / "items.parquet")
+    tokens = [
+        place.call("token", "create", name, *[part for scope in scopes for part in ("--scope", scope)]).output.strip()
+        for name, scopes in (("shoppers", ("recommend", "feedback")), ("operator", ("release",)))
+    ]
+    assert place.call("release", "promote", "--policy", first["lineage"]["baseline_tag"]).code == 0
+    variables = {name: place.environment[name] for name in ("SLATELOOP_HOME",)} | {"SLATELOOP_OPEN": "false"}
+    with served(first["lineage"]["bento_tag"], place.root / "home" / "bentoml", tmp_path, variables) as address:
+        yield Shop(place, address, *tokens), first
+
+
+def world(run: dict[str, Any]) -> storefront.Storefront:
+    return storefront.Storefront(storefront.Config(**run["lineage"]["config"]["source"]))
+
+
+def policy_of(run: dict[str, Any], name: str) -> StoredPolicy:
+    return load_policy(Path(run["run"]["folder"]) / "policies" / name)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3_600)
+def test_the_loop_closes_and_responds_when_the_world_breaks(shop: tuple[Shop, dict[str, Any]], tmp_path: Path) -> None:
+    shop_, first = shop
+    config = world(first).config
+
+    # The CEM serves; what it shows is the next run's data.
+    collected = shop_.visit(4_000)
+    assert set(collected["policies"]) == {first["lineage"]["baseline_tag"]}
+    second = shop_.learn()
+    assert second["decision"]["outcome"] == "canary", second["decision"]
+    challenger = second["lineage"]["policy_tag"]
+
+    # Half of the users are served by the challenger, until the live A/B and the gate say that it may serve all.
+    shop_.release("canary", "--policy", challenger, "--share", "0.5", "--planned-sessions", "3000")
+    both = shop_.visit(3_000)
+    assert set(both["arms"]) == {"champion", "challenger"}
+    report = shop_.call("ab-report", "--config", "later.toml")
+    assert report["decision"]["outcome"] == "promote", report["decision"]
+    assert report["sessions"] == {arm: rewards["sessions"] for arm, rewards in both["arms"].items()}
+    assert report["result"]["treatment_mean"] == pytest.approx(both["arms"]["challenger"]["mean_reward"])
+    promoted = shop_.release("promote", "--config", "later.toml")
+    assert (promoted["champion"], promoted["challenger"]) == (challenger, None)
+
+    # The true reward has risen: as shoppers lived it, and by the simulator itself.
+    after = shop_.visit(2_000)
+    assert after["total"]["mean_reward"] - 2 * after["total"]["standard_error"] > collected["total"]["mean_reward"]
+    before_truly, truly = (
+        true_reward(config, policy_of(run, name), n_sessions=10_000)
+        for run, name in ((first, "cem"), (second, "reinforce"))
+    )
+    assert truly.value - before_truly.value > 4 * (truly.standard_error + before_truly.standard_error)
+
+    # The world breaks. Shoppers earn less, the estimate falls, the monitor sees it, and the next run learns from it.
+    broken_at = datetime.now(UTC)
+    broken = shop_.visit(3_000, f"source.taste_shift={SHIFT}")
+    error = broken["total"]["standard_error"] + after["total"]["standard_error"]
+    assert broken["total"]["mean_reward"] < after["total"]["mean_reward"] - 3 * error
+    recent = shop_.log_since(broken_at, tmp_path / "recent")
+    estimates = shop_.place.call("evaluate", "--policy", challenger, "--log", str(recent.path), "--json")
+    ncis = next(part for part in json.loads(estimates.output) if part.get("estimator") == "one-request NCIS")
+    promised = second["evidence"]["gating"]
+    assert ncis["upper"] < promised["lower"], (ncis, promised)
+
+    vocabulary = policy_of(second, "reinforce").description.vocabulary
+    current = write_drift_reference(recent, vocabulary, tmp_path / "current", 0)
+    reference = pl.read_parquet(Path(second["run"]["folder"]) / "drift_reference" / "reference" / REFERENCE)
+    drift = drift_report(reference, pl.read_parquet(current), tmp_path)
+    assert drift.drifted, drift.columns
+
+    third = shop_.learn()
+    shifted = config.model_copy(update={"taste_shift": SHIFT})
+    stale, fresh = (
+        true_reward(shifted, policy_of(run, name), n_sessions=10_000)
+        for run, name in ((second, "reinforce"), (third, "reinforce"))
+    )
+    assert fresh.value - stale.value > 2 * (fresh.standard_error + stale.standard_error), (stale, fresh)
+    print(
+        json.dumps(
+            {
+                "mean reward of shoppers": [part["total"]["mean_reward"] for part in (collected, after, broken)],
+                "true reward: cem, reinforce": [before_truly.value, truly.value],
+                "true reward in the broken world: champion, next run's": [stale.value, fresh.value],
+                "third run": third["decision"]["outcome"],
+                "drifted": drift.drifted,
+            }
+        )
+    )
