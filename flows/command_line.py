@@ -767,7 +767,12 @@ def _show(folder: Path, as_json: bool) -> None:
     from flows.terminal import decision_panel
 
     lineage = json.loads((folder / "lineage.json").read_text())
-    tags = {name.partition("_")[0].capitalize(): lineage[name] for name in ("policy_tag", "baseline_tag", "bento_tag")}
+    # Earlier versions' runs name no baseline.
+    tags = {
+        name: lineage[f"{name.lower()}_tag"]
+        for name in ("Policy", "Baseline", "Bento")
+        if f"{name.lower()}_tag" in lineage
+    }
     Console().print(decision_panel(decision, folder / "report.html", tags))
     if mark := read_mark(folder):
         print(mark.text)
