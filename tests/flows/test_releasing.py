@@ -1,26 +1,24 @@
 """`slateloop release` and `slateloop ab-report` on a real database and a real model store."""
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from click.testing import Result
 from gate_evidence import evidence, value
 from ledger_entries import ledger_entry
+from live_traffic import ANSWERED_AT_ONCE, live_traffic
 from typer.testing import CliRunner
 
-from components.experiment.ab import AbResult, Assignment
+from components.experiment.ab import AbResult
 from components.experiment.gate import GateConfig, GateRecord
-from components.interactions.log import Heard, InteractionLog, Recommended
+from components.interactions.log import InteractionLog
 from flows.command_line import app
 from flows.ledger_store import add_entry, read_ledger
 from services.policy_store import save_model
-from services.releases import Releases, arm_of
 
-NOW = ("--set", "source.attribution_minutes=0.001", "--set", "source.session_gap_minutes=0.001")
+NOW = tuple(part for setting in ANSWERED_AT_ONCE for part in ("--set", setting))
 
 
 @pytest.fixture
@@ -54,30 +52,6 @@ def done(*arguments: str | Path) -> Any:
     answer = call(*arguments, "--json")
     assert answer.exit_code == 0, (answer.output, answer.exception)
     return json.loads(answer.stdout)
-
-
-def live_traffic(log: InteractionLog, gain: float, n_users: int = 600) -> None:
-    """Two requests of each user, as the release assigns them; the challenger's users click more often by `gain`."""
-    release = Releases(log).serving("shop")
-    assignment = Assignment(release.salt)
-    rng = np.random.default_rng(3)
-    calls, pieces = [], []
-    for number in range(n_users):
-        user = f"user-{number}"
-        arm = arm_of(release, assignment, user)
-        for step in range(2):
-            name = f"{release.number}-{user}-{step}"
-            moment = release.released_at + 1_000 * step
-            clicked = tuple(bool(drawn) for drawn in rng.random(2) < 0.4 + gain * (arm == "challenger"))
-            calls.append(
-                Recommended(
-                    name, "shop", user, f"visit-{release.number}", moment, ("a", "b", "c"), False, ("a", "b"),
-                    (-1.0, -0.5), (), {}, release.policies()[arm], arm, release.number, "",
-                )
-            )  # fmt: skip
-            pieces.append(Heard(name, "f", moment + 1, clicked=clicked, purchased=clicked))
-    log.write([calls], pieces)
-    time.sleep(0.1)  # until all windows are over
 
 
 def test_who_serves_is_released_and_rolled_back_by_commands(tags: dict[str, str]) -> None:

@@ -1,5 +1,8 @@
+import random
 import sqlite3
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,7 @@ from alembic.migration import MigrationContext
 
 from components.errors import InputError
 from components.interactions.log import (
+    BUSY_MILLISECONDS,
     FEEDBACK,
     RECOMMENDATIONS,
     Heard,
@@ -191,3 +195,48 @@ def test_a_database_of_another_kind_is_refused_without_its_password(url: str) ->
     with pytest.raises(InputError, match=r"expected sqlite:///FILE or postgresql\+psycopg") as refused:
         InteractionLog(url)
     assert "secret" not in str(refused.value)
+
+
+@pytest.fixture
+def postgresql_log(request: pytest.FixtureRequest) -> Iterator[InteractionLog]:
+    log = InteractionLog(request.getfixturevalue("postgresql").new_database())
+    log.upgrade()
+    yield log
+    log.engine.dispose()
+
+
+@pytest.mark.services
+def test_a_table_that_somebody_keeps_locked_refuses_in_time(postgresql_log: InteractionLog) -> None:
+    with postgresql_log.engine.begin() as other:
+        other.execute(sa.text("LOCK TABLE recommendations IN ACCESS EXCLUSIVE MODE"))
+        started = time.monotonic()
+        with pytest.raises(LogUnavailableError, match="timeout"):
+            postgresql_log.write([[SHOWN]])
+        assert time.monotonic() - started < 2 * BUSY_MILLISECONDS / 1_000 + 1
+    assert postgresql_log.write([[SHOWN]])[0] == [[SHOWN]]
+
+
+@pytest.mark.services
+def test_workers_that_are_asked_the_same_keys_in_any_order_do_not_block_each_other(
+    postgresql_log: InteractionLog,
+) -> None:
+    """Each key is answered once, and every worker answers with what stands."""
+    n_keys = 40
+
+    def ask(worker: int) -> dict[str | None, str]:
+        keys = list(range(n_keys))
+        random.Random(worker).shuffle(keys)
+        rows = [replace(SHOWN, request_id=f"{worker}-{key}", idempotency_key=f"key-{key}") for key in keys]
+        log = InteractionLog(postgresql_log.engine.url.render_as_string(hide_password=False))
+        answers = {}
+        for start in range(0, n_keys, 10):
+            (standing,), _ = log.write([rows[start : start + 10]])
+            assert isinstance(standing, list)
+            answers |= {row.idempotency_key: one.request_id for row, one in zip(rows[start:], standing, strict=False)}
+        log.engine.dispose()
+        return answers
+
+    with ThreadPoolExecutor(4) as workers:
+        first, *others = workers.map(ask, range(4))
+    assert all(answers == first for answers in others)
+    assert {row["request_id"] for row in rows(postgresql_log, RECOMMENDATIONS)} == set(first.values())

@@ -1,3 +1,4 @@
+import hashlib
 import io
 import json
 import os
@@ -28,6 +29,7 @@ from components.interactions.importers import interaction_log
 from components.interactions.log import InteractionLog
 from components.policies.policy_folder import StoredPolicy
 from services.api import build_api
+from services.messages import RecommendRequest
 from services.packaging import build_bento
 from services.policy_store import load_model
 from services.recommender import Recommender
@@ -126,6 +128,19 @@ def test_a_user_has_one_hash_in_every_process_and_another_under_another_key(
     assert len(set(hashes)) == 3
     assert (tmp_path / "one" / "user.key").stat().st_mode & 0o777 == 0o600
     assert not (tmp_path / "three" / "user.key").exists()
+
+
+def test_what_a_key_was_asked_is_kept_as_a_keyed_digest_alone(stored: StoredPolicy, tmp_path: Path) -> None:
+    digests = []
+    for name in ("one", "two"):
+        recommender = service(stored, settings(tmp_path / name, user_key=name * 8))
+        body = BODY | {"idempotency_key": "try-1"}
+        assert ask(recommender, **body).status_code == 200
+        recommender.close()
+        digests.append(logged(tmp_path / name, "recommendations")[0]["question"])
+    # Who has the database and guesses the question cannot find out without the key.
+    plain = hashlib.sha256(RecommendRequest(**body).model_dump_json().encode()).hexdigest()
+    assert len({*digests, plain}) == 3 and {len(digest) for digest in digests} == {64}
 
 
 def test_without_candidates_every_known_item_may_be_shown_and_a_slate_may_have_another_length(
