@@ -8,7 +8,7 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +24,18 @@ from components.policies.policy_folder import StoredPolicy, load_policy
 from flows.simulation import true_reward
 from monitoring.drift_reference import REFERENCE, drift_report, write_drift_reference
 
-#: Day one: a CEM that has hardly been tuned, on a small log of the old system.
+#: Day one: a CEM that has hardly been tuned, so it explores, on a small log of the old system.
 DAY_ONE = """
 [source]
 name = "storefront"
-n_sessions = 1500
+n_sessions = 4000
 n_users = 4000
 n_items = 60
 [encoder]
 item_width = 8
 hidden_width = 16
 [user_model]
-max_epochs = 2
+max_epochs = 8
 [behavior]
 epochs = 1
 [adversarial]
@@ -46,7 +46,7 @@ sessions = 100
 iterations = 2
 sessions = 50
 [cem]
-start = 0
+start = 2
 initial_deviation = 0.2
 iterations = 1
 population = 8
@@ -65,6 +65,8 @@ items = "items.parquet"
 [ab]
 sessions = 10000
 """
+N_USERS = 4_000
+#: Seconds for which feedback counts.
 WINDOW = 12.0
 SHIFT = 0.75
 
@@ -82,22 +84,25 @@ class Shop:
     def call(self, *arguments: str) -> Any:
         return self.place.call(*arguments, "--json", timeout=1_500).document
 
-    def visit(self, n_users: int, *settings: str) -> dict[str, Any]:
-        """Different users come once each; returns what they earned when all feedback counts."""
+    def visit(self, n_visits: int, *settings: str) -> dict[str, Any]:
+        """All users come so often; returns what they earned, once all their feedback counts."""
         self.n_visits += 1
         changed = [part for setting in settings for part in ("--set", setting)]
         summary: dict[str, Any] = self.call(
-            "simulate", "--config", "day-one.toml", "--users", str(n_users), "--seed", str(self.n_visits),
+            "simulate", "--config", "day-one.toml", "--users", str(N_USERS), "--sessions", str(n_visits), "--seed", str(self.n_visits),
             "--url", self.address, "--token", self.token, *changed,
         )  # fmt: skip
         assert summary["not_logged"] == 0
         time.sleep(WINDOW)
         return summary
 
-    def learn(self) -> dict[str, Any]:
-        """The loop on everything that is known by now."""
-        now = datetime.now(UTC).isoformat()
-        document: dict[str, Any] = self.call("run", "--config", "later.toml", "--set", f"as_of={now}")
+    def learn(self, since: datetime | None = None) -> dict[str, Any]:
+        """The loop on everything that is known by now, or on what was shown after a moment."""
+        now = datetime.now(UTC)
+        settings = ["--set", f"as_of={now.isoformat()}"]
+        if since is not None:
+            settings += ["--set", f"source.history_days={(now - since) / timedelta(days=1)}"]
+        document: dict[str, Any] = self.call("run", "--config", "later.toml", *settings)
         return document
 
     def release(self, *arguments: str) -> dict[str, Any]:
@@ -152,15 +157,15 @@ def test_the_loop_closes_and_responds_when_the_world_breaks(shop: tuple[Shop, di
     config = world(first).config
 
     # The CEM serves; what it shows is the next run's data.
-    collected = shop_.visit(4_000)
+    collected = shop_.visit(7)
     assert set(collected["policies"]) == {first["lineage"]["baseline_tag"]}
     second = shop_.learn()
     assert second["decision"]["outcome"] == "canary", second["decision"]
     challenger = second["lineage"]["policy_tag"]
 
     # Half of the users are served by the challenger, until the live A/B and the gate say that it may serve all.
-    shop_.release("canary", "--policy", challenger, "--share", "0.5", "--planned-sessions", "3000")
-    both = shop_.visit(3_000)
+    shop_.release("canary", "--policy", challenger, "--share", "0.5", "--planned-sessions", "12000")
+    both = shop_.visit(3)
     assert set(both["arms"]) == {"champion", "challenger"}
     report = shop_.call("ab-report", "--config", "later.toml")
     assert report["decision"]["outcome"] == "promote", report["decision"]
@@ -170,7 +175,7 @@ def test_the_loop_closes_and_responds_when_the_world_breaks(shop: tuple[Shop, di
     assert (promoted["champion"], promoted["challenger"]) == (challenger, None)
 
     # The true reward has risen: as shoppers lived it, and by the simulator itself.
-    after = shop_.visit(2_000)
+    after = shop_.visit(1)
     assert after["total"]["mean_reward"] - 2 * after["total"]["standard_error"] > collected["total"]["mean_reward"]
     before_truly, truly = (
         true_reward(config, policy_of(run, name), n_sessions=10_000)
@@ -180,7 +185,7 @@ def test_the_loop_closes_and_responds_when_the_world_breaks(shop: tuple[Shop, di
 
     # The world breaks. Shoppers earn less, the estimate falls, the monitor sees it, and the next run learns from it.
     broken_at = datetime.now(UTC)
-    broken = shop_.visit(3_000, f"source.taste_shift={SHIFT}")
+    broken = shop_.visit(4, f"source.taste_shift={SHIFT}")
     error = broken["total"]["standard_error"] + after["total"]["standard_error"]
     assert broken["total"]["mean_reward"] < after["total"]["mean_reward"] - 3 * error
     recent = shop_.log_since(broken_at, tmp_path / "recent")
@@ -195,7 +200,7 @@ def test_the_loop_closes_and_responds_when_the_world_breaks(shop: tuple[Shop, di
     drift = drift_report(reference, pl.read_parquet(current), tmp_path)
     assert drift.drifted, drift.columns
 
-    third = shop_.learn()
+    third = shop_.learn(broken_at)
     shifted = config.model_copy(update={"taste_shift": SHIFT})
     stale, fresh = (
         true_reward(shifted, policy_of(run, name), n_sessions=10_000)

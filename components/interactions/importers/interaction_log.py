@@ -67,6 +67,11 @@ class Config(BaseModel):
     session_gap_minutes: float = Field(
         default=30.0, gt=0, le=60 * 24, description="A pause that ends a session, where none was named."
     )
+    history_days: float | None = Field(
+        default=None,
+        gt=0,
+        description="Only what was shown in the last so many days of the log counts; null takes all there is.",
+    )
     without_feedback: Literal["none", "unknown"] = Field(
         default="none", description="What a slate without feedback means: nothing was clicked, or nothing is known."
     )
@@ -105,7 +110,8 @@ def import_database(
         loop: name of the loop.
         until: the moment of which this is the state: what came later is as if it had not come yet. Without it that is
             when the loop's last row came.
-        since: what was shown earlier is left out; sessions that had begun are cut there.
+        since: what was shown earlier is left out, as what is older than `history_days`; sessions that had begun are
+            cut there.
 
     Raises:
         InputError: a feature has values of two kinds, the item table cannot be read, or the database holds no
@@ -113,7 +119,7 @@ def import_database(
         LogUnavailableError: the database cannot be reached.
     """
     with TemporaryDirectory() as scratch:
-        spool = _Spool(Path(scratch), InteractionLog(url), loop, since, until)
+        spool = _Spool(Path(scratch), InteractionLog(url), loop, config.history_days, since, until)
         requests = _sessions(spool, config)
         names = _names(spool)
         catalog, item_features = _items(config, requests, spool)
@@ -148,13 +154,23 @@ class _Spool:
     """One state of a loop's rows, as Parquet files that may be larger than memory."""
 
     def __init__(
-        self, folder: Path, log: InteractionLog, loop: str, since: datetime | None, until: datetime | None
+        self,
+        folder: Path,
+        log: InteractionLog,
+        loop: str,
+        history_days: float | None,
+        since: datetime | None,
+        until: datetime | None,
     ) -> None:
         self.until = until
         self.requests, self.feedback = folder / "requests", folder / "feedback"
         own = [RECOMMENDATIONS.c.loop == loop, RECOMMENDATIONS.c.shown_at <= microseconds(until)]
         if since is not None:
             own.append(RECOMMENDATIONS.c.shown_at >= microseconds(since))
+        if history_days is not None:
+            newest = sa.select(sa.func.max(RECOMMENDATIONS.c.shown_at)).where(RECOMMENDATIONS.c.loop == loop)
+            end = newest.scalar_subquery() if until is None else sa.literal(microseconds(until))
+            own.append(RECOMMENDATIONS.c.shown_at >= end - round(1_440 * _MICROSECONDS * history_days))
         shown = sa.select(*(RECOMMENDATIONS.c[name] for name in _SHOWN)).where(*own)
         heard = (
             sa.select(*(FEEDBACK.c[name] for name in _HEARD))

@@ -122,6 +122,19 @@ def test_what_was_shown_before_a_time_can_be_left_out(database: Path) -> None:
         import_database(Config(), f"sqlite:///{database}", database.parent / "none", "shop", since=never)
 
 
+def test_a_history_goes_back_from_the_log_s_end(database: Path) -> None:
+    log, _ = imported(database, [shown("r1", 0), shown("r2", 45), shown("r3", 60, user_id="u2"), LATER], [])
+    assert log.manifest.n_requests == 3
+    config = Config(history_days=556 / 1_440)  # the last request came at 600 minutes
+    part = import_database(config, f"sqlite:///{database}", database.parent / "part", "shop")
+    assert part.scan().collect()["request_id"].sort().to_list() == ["r2", "r3"]
+    until = datetime.fromtimestamp(START / 1e6 + 100 * 60, UTC)
+    part = import_database(
+        Config(history_days=50 / 1_440), f"sqlite:///{database}", database.parent / "until", "shop", until
+    )
+    assert part.scan().collect()["request_id"].to_list() == ["r3"]
+
+
 def test_windows_are_over_by_the_moment_that_is_asked_for_also_where_nothing_came_after(database: Path) -> None:
     log = InteractionLog(f"sqlite:///{database}")
     log.upgrade()
