@@ -16,8 +16,8 @@ from components.interactions.importers import interaction_log
 from components.interactions.log import InteractionLog
 from flows.config import LoopConfig, interaction_database
 from flows.tasks import publish
-from services.policy_store import load_gate_record
-from services.releases import Release, Releases
+from services.policy_store import load_gate_record, load_lineage
+from services.releases import MAX_REASON, Release, ReleaseChangedError, Releases
 
 #: Sessions that had begun so long before the release are known to be cut by it.
 EARLIER = timedelta(days=1)
@@ -83,17 +83,27 @@ def ab_report(config: LoopConfig, path: Path | None = None, guard: bool = True) 
 def analyze_release(config: LoopConfig, path: Path | None = None) -> AbReport:
     """What the A/B of the loop's release shows now.
 
+    Where the challenger's run read the interaction log, feedback counts as it did there, whatever is configured now:
+    what an A/B measures must not be chosen when its result can be seen.
+
     Raises:
-        InputError: the loop has no release or no challenger, or the source is another one than the log.
+        InputError: the loop has no release or no challenger, the source is another one than the log, or `as_of` is set.
         LogUnavailableError: the database cannot be reached.
     """
     if not isinstance(config.source, interaction_log.Config):
         raise InputError(f"source.name = {config.source.name!r}: a live A/B is read from the source 'log'")  # type: ignore[attr-defined]
+    if config.as_of is not None:
+        raise InputError(f"as_of = {config.as_of}: a live A/B is of this moment; leave as_of out")
     url = interaction_database(path)
-    release = Releases(InteractionLog(url)).serving(config.loop)
+    history = Releases(InteractionLog(url)).history(config.loop)
+    if not history:
+        raise InputError(f"loop {config.loop!r}: nothing is released")
+    release = history[-1]
     if release.challenger is None or release.planned_sessions is None:
         raise InputError(f"loop {config.loop!r}: has no challenger in release {release.number}; an A/B needs a canary")
     record = load_gate_record(release.challenger)
+    source = _source_of(release.challenger) or config.source
+    began = datetime.fromtimestamp(history[release.experiment - 1].released_at / 1e6, UTC)
     shares = release.shares()
     seen_at = datetime.now(UTC)
     result: AbResult | None = None
@@ -101,19 +111,19 @@ def analyze_release(config: LoopConfig, path: Path | None = None) -> AbReport:
     with TemporaryDirectory() as scratch:
         try:
             log = interaction_log.import_database(
-                config.source,
+                source.model_copy(update={"items": None, "history_days": None}),
                 url,
                 Path(scratch) / "log",
                 config.loop,
-                until=config.as_of or seen_at,
-                since=datetime.fromtimestamp(release.released_at / 1e6, UTC) - EARLIER,
+                until=seen_at,
+                since=began - EARLIER,
             )
         except interaction_log.NothingLoggedError:
             pass
         else:
             result, counted = live_ab(
                 log,
-                experiment=interaction_log.EXPERIMENT.format(release.number),
+                experiment=interaction_log.EXPERIMENT.format(release.experiment),
                 treatment=release.challenger if record is None else record.evidence.challenger,
                 control=release.champion,
                 planned_share=shares[CHALLENGER] / (shares[CHALLENGER] + shares[CHAMPION]),
@@ -126,8 +136,8 @@ def analyze_release(config: LoopConfig, path: Path | None = None) -> AbReport:
         n_cut=counted.n_cut,
         n_unknown=counted.n_unknown,
         result=result,
-        decision=None if record is None else record.decision(result),
-        harm=() if result is None else proven_harm(result, config.gate),
+        decision=None if record is None else record.live_decision(result),
+        harm=() if result is None else proven_harm(result, config.gate if record is None else record.config),
     )
 
 
@@ -140,10 +150,22 @@ def guarded(report: AbReport, path: Path | None = None) -> AbReport:
     if not report.harm:
         return report
     releases = Releases(InteractionLog(interaction_database(path)))
-    if releases.serving(report.release.loop) != report.release:
+    try:
+        rolled_back = releases.roll_back(
+            report.release.loop,
+            f"the guard: {'; '.join(report.harm)}"[:MAX_REASON],
+            action="guard",
+            left=report.release.number,
+        )
+    except ReleaseChangedError:
         return report
-    rolled_back = releases.roll_back(report.release.loop, f"the guard: {'; '.join(report.harm)}", "guard")
     return report.model_copy(update={"rolled_back": rolled_back})
+
+
+def _source_of(tag: str) -> interaction_log.Config | None:
+    """How the run that packaged a policy read the interaction log; None where it read something else."""
+    source = load_lineage(tag).get("config", {}).get("source", {})
+    return interaction_log.Config.model_validate(source) if source.get("name") == "log" else None
 
 
 def write_report(report: AbReport, file: Path) -> None:

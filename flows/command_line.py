@@ -482,7 +482,7 @@ def show_release(
     """Who serves whom."""
     from flows.releasing import open_releases
 
-    releases = open_releases()
+    releases = open_releases(writing=False)
     shown = releases.history(loop) if history else [releases.serving(loop)]
     _show_releases(shown, as_json)
 
@@ -548,9 +548,7 @@ def release_baseline(
     """Let a policy go on serving a share of users for comparison, or no longer."""
     from flows import releasing
 
-    if policy is not None:
-        releasing.require_policy(loop, policy)
-    release = releasing.open_releases().set_baseline(loop, policy, share, reason)
+    release = releasing.set_baseline(releasing.open_releases(), loop, policy, share, reason)
     _show_releases([release], as_json)
 
 
@@ -565,9 +563,7 @@ def release_shadow(
     """Log what a policy would show beside what is shown, or no longer."""
     from flows import releasing
 
-    if policy is not None:
-        releasing.require_policy(loop, policy)
-    release = releasing.open_releases().set_shadow(loop, policy, reason)
+    release = releasing.set_shadow(releasing.open_releases(), loop, policy, reason)
     _show_releases([release], as_json)
 
 
@@ -575,9 +571,11 @@ def release_shadow(
 @command
 def roll_back_release(loop: LoopName = "shop", reason: Reason = "", as_json: AsJson = False) -> None:
     """Take the challenger away; without one, bring back the champion before this one."""
-    from flows.releasing import open_releases
+    from flows import releasing
 
-    release = open_releases().roll_back(loop, reason or "by hand")
+    release = releasing.open_releases().roll_back(
+        loop, reason or "by hand", require=lambda policy: releasing.require_policy(loop, policy)
+    )
     _show_releases([release], as_json)
 
 

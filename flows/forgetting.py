@@ -22,7 +22,7 @@ from flows.data_versions import add_to_cache, purge_cache
 from flows.run_folder import mark_forgotten, read_lineage
 from flows.settings import PlatformSettings
 from flows.stage_store import StageStore, clear_abandoned, progress_sink
-from monitoring.drift_reference import OWNERS, forget_in_reference
+from monitoring.drift_reference import OWNERS, REFERENCE, forget_in_reference
 
 #: Temporary folders that do not tell whose they are and have not been touched for so long are nobody's any more.
 ABANDONED_SECONDS = 3_600.0
@@ -159,7 +159,13 @@ def forget(
         tables = Path(log.engine.url.database or "").resolve()
         looked_at += tables.parent.glob(f"{tables.name}*")
     _say("traces", "looking for what is left", 0.0)
-    left = [*changed.left, *(f"{file}: names a user" for file in _naming(looked_at, user_hashes))]
+    nameless = (
+        f"{file}: does not tell whose its rows are; remove it"
+        for run in marked
+        for file in run.rglob(REFERENCE)
+        if not file.with_name(OWNERS).exists()
+    )
+    left = [*changed.left, *nameless, *(f"{file}: names a user" for file in _naming(looked_at, user_hashes))]
     _say("traces", "done", 1.0)
     return Forgetting(
         users=len(set(user_hashes)),

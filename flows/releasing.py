@@ -3,6 +3,7 @@
 from components.errors import InputError, SlateloopError
 from components.experiment.gate import Decision, Outcome
 from components.interactions.log import InteractionLog
+from components.policies.policy_folder import PolicyDescription
 from flows.ab_report import AbReport
 from services.policy_store import load_gate_record, load_model
 from services.releases import Release, Releases
@@ -13,26 +14,31 @@ class RefusedError(SlateloopError):
     """The gate does not allow what was asked; the command line exits with 1."""
 
 
-def open_releases() -> Releases:
-    """The releases in the endpoint's database, which is made where there is none.
+def open_releases(*, writing: bool = True) -> Releases:
+    """The releases in the endpoint's database.
+
+    Args:
+        writing: make the database where there is none, and bring it up to date.
 
     Raises:
         LogUnavailableError: the database cannot be reached.
     """
     log = InteractionLog(ServiceSettings().database)
-    log.upgrade()
+    if writing:
+        log.upgrade()
     return Releases(log)
 
 
-def require_policy(loop: str, tag: str) -> None:
-    """Make sure that a policy is there and belongs to the loop.
+def require_policy(loop: str, tag: str) -> PolicyDescription:
+    """A policy that is there and belongs to the loop.
 
     Raises:
         InputError: it is not, or does not.
     """
-    own = load_model(tag).description.loop
-    if own != loop:
-        raise InputError(f"policy {tag!r}: is of loop {own!r}; expected {loop!r}")
+    description = load_model(tag).description
+    if description.loop != loop:
+        raise InputError(f"policy {tag!r}: is of loop {description.loop!r}; expected {loop!r}")
+    return description
 
 
 def canary(
@@ -41,12 +47,12 @@ def canary(
     """Let a challenger serve a share of users, where its evidence allows a canary.
 
     Raises:
-        InputError: the policy is not there, came without evidence or does not belong to the loop, or the share does not
-            fit.
+        InputError: the policy is not there, came without evidence, does not belong to the loop or cannot be asked what
+            the champion is asked, or the share does not fit.
         RefusedError: the gate holds it.
         LogUnavailableError: the database cannot be written.
     """
-    require_policy(loop, tag)
+    _require_beside(releases, loop, tag)
     record = load_gate_record(tag)
     if record is None:
         raise InputError(f"policy {tag!r}: came without evidence; only a policy that a run has judged can challenge")
@@ -54,6 +60,36 @@ def canary(
     if decision.outcome is Outcome.HOLD:
         raise RefusedError(f"policy {tag!r}: the gate holds it. {against(decision)}")
     return releases.canary(loop, tag, share, planned_sessions, reason or f"the gate: {decision.outcome.value}")
+
+
+def set_baseline(releases: Releases, loop: str, tag: str | None, share: float, reason: str) -> Release:
+    """Let a policy stay for comparison: one that was the champion, or that the gate does not hold.
+
+    Raises:
+        InputError: the policy is not there, does not belong to the loop or cannot be asked what the champion is asked,
+            or the share does not fit.
+        RefusedError: it was never the champion, and the gate holds it or never judged it.
+        LogUnavailableError: the database cannot be written.
+    """
+    if tag is not None:
+        _require_beside(releases, loop, tag)
+        record = load_gate_record(tag)
+        held = record is None or record.decision().outcome is Outcome.HOLD
+        if held and tag not in {release.champion for release in releases.history(loop)}:
+            raise RefusedError(f"policy {tag!r}: was never the champion of {loop!r}, and the gate does not let it out")
+    return releases.set_baseline(loop, tag, share, reason)
+
+
+def set_shadow(releases: Releases, loop: str, tag: str | None, reason: str) -> Release:
+    """Ask a policy beside what is shown; nobody sees it, so no evidence is needed.
+
+    Raises:
+        InputError: the policy is not there, does not belong to the loop or cannot be asked what the champion is asked.
+        LogUnavailableError: the database cannot be written.
+    """
+    if tag is not None:
+        _require_beside(releases, loop, tag)
+    return releases.set_shadow(loop, tag, reason)
 
 
 def promote(releases: Releases, report: AbReport, reason: str = "") -> Release:
@@ -71,9 +107,21 @@ def promote(releases: Releases, report: AbReport, reason: str = "") -> Release:
         raise RefusedError(
             f"policy {release.challenger!r}: the gate says {decision.outcome.value}. {against(decision)}"
         )
-    if releases.serving(release.loop) != release:
-        raise InputError(f"loop {release.loop!r}: somebody else changed the release just now; look at it first")
-    return releases.promote(release.loop, reason or "the gate: promote")
+    return releases.promote(release, reason or "the gate: promote")
+
+
+def _require_beside(releases: Releases, loop: str, tag: str) -> None:
+    """Whoever asks the champion must be able to ask this policy: it knows every feature that the champion knows."""
+    own, champions = (
+        {code.feature.name: code.feature.kind for code in require_policy(loop, one).vocabulary.context_codes}
+        for one in (tag, releases.serving(loop).champion)
+    )
+    for name, kind in champions.items():
+        if own.get(name) != kind:
+            raise InputError(
+                f"policy {tag!r}: context feature {name!r} is {own.get(name, 'unknown')}; expected {kind}, as the "
+                "champion has it, or requests would be refused"
+            )
 
 
 def against(decision: Decision) -> str:

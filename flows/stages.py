@@ -7,6 +7,7 @@ import copy
 import shutil
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -134,6 +135,8 @@ def write_source_log(config: LoopConfig, path: Path | None, out: Path) -> Log:
     if isinstance(source, storefront.Config):
         return storefront.write_storefront_log(source, config.loop, out)
     if isinstance(source, interaction_log.Config):
+        if config.as_of is not None and config.as_of > datetime.now(UTC):
+            raise InputError(f"as_of = {config.as_of}: lies ahead; what the endpoint will log by then is not known yet")
         url = interaction_database(path)
         return interaction_log.import_database(source, url, out, config.loop, config.as_of)
     assert path is not None

@@ -205,6 +205,7 @@ class Access:
         self._clock = clock
         self._looked_at = -LOOK_AGAIN
         self._version: tuple[int, int] | None = None
+        self._unread = ""
         self._tokens: list[tuple[bytes, Token]] = []
 
     def admit(self, authorization: str | None, scope: Scope) -> str | None:
@@ -251,9 +252,13 @@ class Access:
         version = self._file.version()
         if version == self._version:
             return
-        self._version = version
         try:
             self._tokens = [(token.digest.encode(), token) for token in self._file.read()]
         except InputError as error:
-            self._tokens = []
-            self._warn(str(error))
+            # Without a version it is read again at the next look: the trouble may pass.
+            self._tokens, self._version = [], None
+            if str(error) != self._unread:
+                self._warn(str(error))
+            self._unread = str(error)
+        else:
+            self._version, self._unread = version, ""

@@ -33,12 +33,13 @@ from services.messages import (
     RollbackRequest,
 )
 from services.metrics import Metrics
-from services.releases import Release
+from services.releases import Release, ReleaseChangedError
 from services.request_log import Asked, Observed, RequestLog
 
 _SCHEMA = "#/components/schemas/{model}"
 _PROBLEMS = {401: "there is no token, or none that is known", 403: "the token lacks the scope",
-             404: "the feedback is on an unknown request", 409: "the key was used for another question",
+             404: "the feedback is on an unknown request",
+             409: "the key was used for another question, or the release has changed",
              413: "the body is too large", 422: "a field is wrong", 429: "the token asks too often",
              500: "an unexpected error", 503: "the log cannot be written"}  # fmt: skip
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
@@ -155,12 +156,14 @@ def _handler(operation: Operation, endpoint: Callable[[], Endpoint]) -> Callable
             return _problem(413, str(error))
         except UnknownRequestError as error:
             return _problem(404, str(error))
-        except KeyReusedError as error:
+        except (KeyReusedError, ReleaseChangedError) as error:
             return _problem(409, str(error))
         except InputError as error:
             return _problem(422, str(error))
         except LogUnavailableError as error:
-            return _problem(503, str(error), {"Retry-After": str(RETRY_AFTER)})
+            # Hosts and files are for those who run the service.
+            asked.cause = error.cause
+            return _problem(503, error.sentence, {"Retry-After": str(RETRY_AFTER)})
         _note(asked, body, answer)
         return _json(answer, 200)
 

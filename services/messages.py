@@ -149,11 +149,18 @@ class RollbackRequest(BaseModel):
     """Take a loop's challenger away; without one, bring back the champion before this one."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", json_schema_extra={"example": {"loop": "shop", "reason": "carts are down"}}
+        frozen=True,
+        extra="forbid",
+        json_schema_extra={"example": {"loop": "shop", "reason": "carts are down", "left": 3}},
     )
 
     loop: str = Field(min_length=1, max_length=64, description="The recommender.")
     reason: str = Field(min_length=1, max_length=MAX_REASON, description="Why; it stays with the release.")
+    left: int | None = Field(
+        default=None,
+        ge=1,
+        description="Number of the release that is to be left, so that asking twice goes back once; null: whichever.",
+    )
 
 
 class Problem(BaseModel):

@@ -16,7 +16,7 @@ REPOSITORY = Path(__file__).parents[1]
 #: What the service imports beside BentoML, for machines that install the Bento by itself.
 PACKAGES = (
     "alembic", "jaxtyping", "numpy", "polars", "prometheus-client", "psycopg", "psycopg-binary", "pyarrow", "pydantic",
-    "pydantic-settings", "safetensors", "sqlalchemy", "starlette", "torch",
+    "pydantic-settings", "safetensors", "scipy", "sqlalchemy", "starlette", "torch",
 )  # fmt: skip
 
 

@@ -7,13 +7,16 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import ValidationError
 
 from components.errors import InputError
 from components.experiment.gate import GateRecord
 from components.policies.policy_folder import DESCRIPTION, WEIGHTS, StoredPolicy, load_policy
+
+if TYPE_CHECKING:
+    from bentoml import Model
 
 #: File of a model that holds its `GateRecord`.
 GATE = "gate.json"
@@ -86,7 +89,20 @@ def load_gate_record(tag: str) -> GateRecord | None:
         raise InputError(f"{file}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
 
 
+def load_lineage(tag: str) -> dict[str, Any]:
+    """The lineage that a policy of an exact tag was saved with.
+
+    Raises:
+        InputError: as `load_model`.
+    """
+    return cast(dict[str, Any], _model(tag).info.metadata["lineage"])
+
+
 def _folder(tag: str) -> Path:
+    return Path(_model(tag).path)
+
+
+def _model(tag: str) -> "Model":
     import bentoml
 
     _, _, version = tag.partition(":")
@@ -98,7 +114,7 @@ def _folder(tag: str) -> Path:
         raise InputError(f"policy tag {tag!r}: {error}") from None
     if str(model.tag) != tag:
         raise InputError(f"policy tag {tag!r}: is not exact; the store has {str(model.tag)!r}")
-    return Path(model.path)
+    return model
 
 
 def _version(folder: Path, metadata: dict[str, Any], record: bytes) -> str:

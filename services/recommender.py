@@ -168,10 +168,16 @@ class Recommender:
         """Go back in one step, for every worker.
 
         Raises:
-            InputError: there is nothing to go back to.
+            InputError: there is nothing to go back to; `ReleaseChangedError` where another release is served by now.
             LogUnavailableError: the database cannot be written.
         """
-        return await asyncio.to_thread(self._releases.releases.roll_back, request.loop, request.reason)
+        return await asyncio.to_thread(
+            self._releases.releases.roll_back,
+            request.loop,
+            request.reason,
+            left=request.left,
+            require=self._releases.load,
+        )
 
     async def _hear(self, pieces: Sequence[Feedback]) -> list[InputError | None]:
         rows = [_heard(feedback) for feedback in pieces]
@@ -234,7 +240,7 @@ class Recommender:
                     context=request.context,
                     policy=policy,
                     arm=arm,
-                    release=release.number,
+                    experiment=release.experiment,
                     question=self._question(request),
                     idempotency_key=request.idempotency_key,
                     shadow=shadow,
@@ -261,7 +267,11 @@ class Recommender:
         # The same candidates for both, whatever catalogs they know.
         asked = [request.model_copy(update={"candidates": live.candidates(request)}) for request in requests]
         places = [place for place, request in enumerate(asked) if _can_be_asked(shadow, request)]
-        chosen = shadow.recommend([asked[place] for place in places], self.generator) if places else []
+        try:
+            chosen = shadow.recommend([asked[place] for place in places], self.generator) if places else []
+        except Exception as error:  # whatever it is, it is not shown to anybody
+            self.request_log.warn(f"shadow {tag} cannot be asked: {type(error).__name__}")
+            return choices
         for place, choice in zip(places, chosen, strict=True):
             choices[place] = ShadowChoice(tag, choice.slate, choice.log_probs)
         return choices

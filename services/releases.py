@@ -5,13 +5,13 @@ champion serves whoever no other arm serves. A challenger serves the users whose
 those whose hash lies highest, so that either's share can grow without taking anybody out. A shadow serves nobody: its
 choice is logged beside what is shown.
 
-Every change of who serves whom is a release of its own, and recommendations name theirs: an A/B is what one release
-showed, so no user of one arm has a past in the other within it.
+Every change is a release of its own. One that changes who serves whom begins an experiment, which recommendations name:
+an A/B is what was shown in one experiment, so no user of one arm has a past in the other within it.
 """
 
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import sqlalchemy as sa
@@ -22,8 +22,16 @@ from components.experiment.ab import Assignment
 from components.interactions.log import RELEASES, InteractionLog
 
 Arm = Literal["champion", "challenger", "baseline"]
-Action = Literal["promote", "canary", "baseline", "shadow", "rollback", "guard"]
 MAX_REASON = 2_000
+#: Shares of users that an unproven policy, and one that stays for comparison, may serve at most.
+MOST_CHALLENGED, MOST_COMPARED = 0.5, 0.1
+
+
+class ReleaseChangedError(InputError):
+    """Somebody else made a release meanwhile."""
+
+    def __init__(self, loop: str, number: int) -> None:
+        super().__init__(f"loop {loop!r}: somebody else changed what release {number} says; look at it first")
 
 
 class Release(BaseModel):
@@ -33,14 +41,19 @@ class Release(BaseModel):
 
     loop: str = Field(description="The recommender.")
     number: int = Field(ge=1, description="Of the loop's releases, from 1.")
+    experiment: int = Field(ge=1, description="Number of the release since which the same arms serve the same users.")
     released_at: int = Field(ge=0, description="Microseconds since 1970, UTC.")
-    action: Action = Field(description="What changed.")
+    action: str = Field(max_length=16, description="What changed: promote, canary, baseline, shadow, rollback, guard.")
     reason: str = Field(max_length=MAX_REASON, description="Why, in a sentence.")
     champion: str = Field(description="Exact tag of the policy that serves whoever no other arm serves.")
     challenger: str | None = Field(default=None, description="Tag of the policy that asks to serve.")
-    challenger_share: float = Field(default=0.0, ge=0, lt=1, description="Share of users whom the challenger serves.")
+    challenger_share: float = Field(
+        default=0.0, ge=0, le=MOST_CHALLENGED, description="Share of users whom the challenger serves."
+    )
     baseline: str | None = Field(default=None, description="Tag of a policy that stays for comparison.")
-    baseline_share: float = Field(default=0.0, ge=0, lt=1, description="Share of users whom the baseline serves.")
+    baseline_share: float = Field(
+        default=0.0, ge=0, le=MOST_COMPARED, description="Share of users whom the baseline serves."
+    )
     shadow: str | None = Field(default=None, description="Tag of a policy that is asked, and not shown.")
     salt: str = Field(min_length=1, description="Salt of the hash that assigns users; a new challenger brings its own.")
     planned_sessions: int | None = Field(
@@ -57,11 +70,6 @@ class Release(BaseModel):
                 raise ValueError(
                     f"{arm}_share: is {share:g} with {arm} {policy!r}; expected a share of one that exists"
                 )
-        if self.challenger_share + self.baseline_share >= 1:
-            raise ValueError(
-                f"challenger_share + baseline_share: {self.challenger_share + self.baseline_share:g} leaves the "
-                "champion nobody; expected a sum below 1"
-            )
         if (self.challenger is None) != (self.planned_sessions is None):
             raise ValueError("planned_sessions: expected with a challenger, and only with one")
         return self
@@ -132,6 +140,7 @@ class Releases:
             Release(
                 loop=loop,
                 number=1,
+                experiment=1,
                 released_at=_now(),
                 action="promote",
                 reason=reason,
@@ -160,17 +169,16 @@ class Releases:
             salt=last.salt if policy == last.challenger else _new_salt(),
         )
 
-    def promote(self, loop: str, reason: str) -> Release:
-        """The challenger takes the champion's place.
+    def promote(self, release: Release, reason: str) -> Release:
+        """The challenger of a release takes the champion's place.
 
         Raises:
-            InputError: the loop has no challenger.
+            InputError: it has no challenger; `ReleaseChangedError` where it is not the newest any more.
             LogUnavailableError: the database cannot be written.
         """
-        last = self.serving(loop)
-        if last.challenger is None:
-            raise InputError(f"loop {loop!r}: has no challenger; expected a canary before a promotion")
-        return self._follow(last, "promote", reason, champion=last.challenger, **_NO_CHALLENGER)
+        if release.challenger is None:
+            raise InputError(f"loop {release.loop!r}: has no challenger; expected a canary before a promotion")
+        return self._follow(release, "promote", reason, champion=release.challenger, **_NO_CHALLENGER)
 
     def set_baseline(self, loop: str, policy: str | None, share: float, reason: str) -> Release:
         """Let a policy serve a share of users for comparison; None takes it away.
@@ -190,21 +198,46 @@ class Releases:
         """
         return self._follow(self.serving(loop), "shadow", reason, shadow=policy)
 
-    def roll_back(self, loop: str, reason: str, action: Literal["rollback", "guard"] = "rollback") -> Release:
+    def roll_back(
+        self,
+        loop: str,
+        reason: str,
+        *,
+        action: Literal["rollback", "guard"] = "rollback",
+        left: int | None = None,
+        require: Callable[[str], object] = lambda policy: None,
+    ) -> Release:
         """Take the challenger away; without one, bring back the champion before this one.
 
+        Args:
+            loop: name of the loop.
+            reason: why.
+            action: who asks.
+            left: number of the release that is to be left; None: whichever is the newest.
+            require: raises an InputError where a policy could not be served.
+
         Raises:
-            InputError: nothing serves the loop, or there is no earlier champion.
+            InputError: nothing serves the loop, there is no earlier champion or it could not be served;
+                `ReleaseChangedError` where another release than `left` is the newest.
             LogUnavailableError: the database cannot be written.
         """
         history = self.history(loop)
-        last = self.serving(loop)
+        if not history:
+            raise self._nothing(loop)
+        last = history[-1]
+        if left not in (None, last.number):
+            raise ReleaseChangedError(loop, last.number)
         if last.challenger is not None:
+            require(last.champion)
             return self._follow(last, action, reason, **_NO_CHALLENGER)
         champions = _champions(history)
         if len(champions) < 2:
             raise InputError(f"loop {loop!r}: has no challenger and no earlier champion to go back to")
+        require(champions[-2])
         return self._follow(last, action, reason, champion=champions[-2])
+
+    def _nothing(self, loop: str) -> InputError:
+        return InputError(f"loop {loop!r}: nothing is released; the loops with a release are {sorted(self.current())}")
 
     def serving(self, loop: str) -> Release:
         """The loop's newest release.
@@ -213,13 +246,15 @@ class Releases:
             InputError: nothing was ever released.
             LogUnavailableError: the database cannot be reached.
         """
-        current = self.current()
-        if loop not in current:
-            raise InputError(f"loop {loop!r}: nothing is released; the loops with a release are {sorted(current)}")
-        return current[loop]
+        history = self.history(loop)
+        if not history:
+            raise self._nothing(loop)
+        return history[-1]
 
-    def _follow(self, last: Release, action: Action, reason: str, **changes: object) -> Release:
+    def _follow(self, last: Release, action: str, reason: str, **changes: object) -> Release:
         changed = {"number": last.number + 1, "released_at": _now(), "action": action, "reason": reason} | changes
+        same = all(getattr(last, name) == changed.get(name, getattr(last, name)) for name in _ARMS)
+        changed["experiment"] = last.experiment if same else last.number + 1
         try:
             release = Release.model_validate(last.model_dump() | changed)
         except ValidationError as error:
@@ -234,9 +269,7 @@ class Releases:
             try:
                 connection.execute(sa.insert(RELEASES).values(release.model_dump()))
             except sa.exc.IntegrityError:
-                raise InputError(
-                    f"loop {release.loop!r}: somebody else made release {release.number} just now; look at it first"
-                ) from None
+                raise ReleaseChangedError(release.loop, release.number) from None
         return release
 
     def _read(self, rows: sa.Select[tuple[object, ...]]) -> list[Release]:
@@ -244,6 +277,8 @@ class Releases:
             return [Release.model_validate(dict(row._mapping)) for row in connection.execute(rows)]
 
 
+#: What decides who serves whom.
+_ARMS = ("champion", "challenger", "challenger_share", "baseline", "baseline_share", "salt")
 _NO_CHALLENGER: dict[str, object] = {"challenger": None, "challenger_share": 0.0, "planned_sessions": None}
 
 

@@ -45,6 +45,8 @@ class Asked:
     arm: str | None = None
     policy: str | None = None
     status: int = GONE
+    cause: str | None = None
+    """Why the database is not available."""
     error: BaseException | None = None
 
 
@@ -71,6 +73,7 @@ class RequestLog:
             "loop": asked.loop,
             "arm": asked.arm,
             "policy": asked.policy,
+            "cause": asked.cause,
         }
         if asked.error is not None:
             line["error"] = type(asked.error).__name__

@@ -53,11 +53,12 @@ class ReleaseFollower:
         on_served: Callable[[Release], None],
     ) -> None:
         self.releases = releases
-        self._load = load
+        self.load = load
         self._seconds = seconds
         self._warn = warn
         self._on_served = on_served
         self._failed: dict[str, int] = {}
+        self._unread = ""
         self._stopped = threading.Event()
         self.serving: Mapping[str, ServingRelease] = {}
         """By loop; replaced as a whole."""
@@ -92,7 +93,7 @@ class ReleaseFollower:
     def close(self) -> None:
         """Look no more."""
         self._stopped.set()
-        self._thread.join()
+        self._thread.join(timeout=self._seconds + 1.0)
 
     def _prepared(self, release: Release, loaded: Mapping[str, LivePolicy]) -> ServingRelease:
         tags = {*release.policies().values(), *([] if release.shadow is None else [release.shadow])}
@@ -100,7 +101,7 @@ class ReleaseFollower:
         return ServingRelease(release, policies, Assignment(release.salt))
 
     def _warm(self, tag: str, loop: str) -> LivePolicy:
-        live = LivePolicy(self._load(tag))
+        live = LivePolicy(self.load(tag))
         if live.description.loop != loop:
             raise InputError(f"policy {tag!r}: is of loop {live.description.loop!r}")
         some = tuple(islice(live.description.vocabulary.item_ids, MAX_SLATE)) or ("any",)
@@ -111,8 +112,12 @@ class ReleaseFollower:
         while not self._stopped.wait(self._seconds):
             try:
                 self.refresh()
-            except SlateloopError as error:
-                self._warn(f"releases cannot be read: {error}")
+            except Exception as error:  # whatever it is, the next look may go well
+                if str(error) != self._unread:
+                    self._warn(f"releases cannot be read: {_cause(error)}")
+                self._unread = str(error)
+            else:
+                self._unread = ""
 
 
 def _cause(error: Exception) -> str:

@@ -28,7 +28,7 @@ def live_traffic(log: InteractionLog, gain: float, n_users: int = 600) -> None:
             calls.append(
                 Recommended(
                     name, "shop", user, f"visit-{release.number}", moment, ("a", "b", "c"), False, ("a", "b"),
-                    (-1.0, -0.5), (), {}, release.policies()[arm], arm, release.number, "",
+                    (-1.0, -0.5), (), {}, release.policies()[arm], arm, release.experiment, "",
                 )
             )  # fmt: skip
             pieces.append(Heard(name, "f", moment + 1, clicked=clicked, purchased=clicked))

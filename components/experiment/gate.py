@@ -133,14 +133,19 @@ class GateRecord(BaseModel):
     evidence: GateEvidence = Field(description="All that the gate was told.")
     config: GateConfig = Field(description="What it asked for.")
 
-    def decision(self, ab: AbResult | None = None) -> Decision:
-        """The gate's decision on this evidence; a later A/B takes the place of the run's own.
+    def decision(self) -> Decision:
+        """What the gate said of the challenger before it served anybody."""
+        return decide(self.evidence, self.config)
+
+    def live_decision(self, ab: AbResult | None) -> Decision:
+        """What the gate says of it by its A/B in live traffic, which takes the place of a simulated one.
+
+        Args:
+            ab: None where there is no result yet, which holds.
 
         Raises:
             ValueError: the A/B is of another policy.
         """
-        if ab is None:
-            return decide(self.evidence, self.config)
         told = {name: getattr(self.evidence, name) for name in GateEvidence.model_fields}
         return decide(GateEvidence(**told | {"ab": ab, "ab_started": True}), self.config)
 

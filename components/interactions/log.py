@@ -22,6 +22,8 @@ from typing import Any
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 
 from components.errors import InputError, SlateloopError
 
@@ -43,7 +45,7 @@ RECOMMENDATIONS = sa.Table(
     sa.Column("context", sa.Text, nullable=False),
     sa.Column("policy", sa.Text, nullable=False),
     sa.Column("arm", sa.String(64), nullable=False),
-    sa.Column("release", sa.Integer),
+    sa.Column("experiment", sa.Integer),
     sa.Column("idempotency_key", sa.Text),
     sa.Column("question", sa.String(64), nullable=False),
     sa.UniqueConstraint("loop", "idempotency_key", name="one_answer_per_key"),
@@ -80,6 +82,7 @@ RELEASES = sa.Table(
     metadata,
     sa.Column("loop", sa.String(64), primary_key=True),
     sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("experiment", sa.Integer, nullable=False),
     sa.Column("released_at", sa.BigInteger, nullable=False),
     sa.Column("action", sa.String(16), nullable=False),
     sa.Column("reason", sa.Text, nullable=False),
@@ -113,10 +116,22 @@ _INSERT = {table: _insert(table) for table in (RECOMMENDATIONS, SHADOW_CHOICES, 
 MIGRATIONS = Path(__file__).parent / "migrations"
 #: Milliseconds for which SQLite waits for another writer, and seconds for which PostgreSQL may take to answer.
 BUSY_MILLISECONDS, CONNECT_SECONDS = 2_000, 2
+#: How often a group is written anew because another process was faster with a key.
+RACES = 5
 
 
 class LogUnavailableError(SlateloopError):
     """The database cannot be reached or written; what was to be written is not."""
+
+    def __init__(self, sentence: str, cause: str | None = None) -> None:
+        super().__init__(sentence if cause is None else f"{sentence}: {cause}")
+        self.sentence = sentence
+        """What anybody may know; the cause names hosts and files."""
+        self.cause = cause
+
+
+class _BeatenError(Exception):
+    """Another process used a key for another question while ours was written: begin again, and see it."""
 
 
 class UnknownRequestError(InputError):
@@ -162,8 +177,8 @@ class Recommended:
     context: Mapping[str, str | float | None]
     policy: str
     arm: str
-    release: int
-    """Number of the loop's release that chose policy and arm."""
+    experiment: int
+    """Number of the loop's release since which its arms serve as they do."""
     question: str
     """Digest of what was asked: a key that is used again must come with the same question."""
     idempotency_key: str | None = None
@@ -234,7 +249,7 @@ class InteractionLog:
             sa.event.listen(self.engine, "begin", _begin_sqlite)
 
     def upgrade(self) -> None:
-        """Bring the schema to its newest version; a database without tables gets them.
+        """Bring the schema to its newest version; a database without tables gets them, a later version's stays.
 
         Raises:
             LogUnavailableError: the database cannot be reached or written.
@@ -248,7 +263,11 @@ class InteractionLog:
             config = Config()
             config.set_main_option("script_location", str(MIGRATIONS))
             config.attributes["connection"] = connection
-            command.upgrade(config, "head")
+            stands = MigrationContext.configure(connection).get_current_revision()
+            known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
+            # A later version's schema has all that ours has: a service must be able to go back to its last version.
+            if stands is None or stands in known:
+                command.upgrade(config, "head")
 
     def write(
         self, calls: Sequence[Sequence[Recommended]], heard: Sequence[Heard] = ()
@@ -268,11 +287,16 @@ class InteractionLog:
         Raises:
             LogUnavailableError: the database cannot be reached or written.
         """
-        with self.writing() as connection:
-            if self.engine.dialect.name == "postgresql":
-                connection.exec_driver_sql(f"SET LOCAL statement_timeout = '{BUSY_MILLISECONDS}ms'")
-            standing = self._write_recommendations(connection, calls)
-            return standing, self._write_feedback(connection, heard)
+        for _ in range(RACES):
+            try:
+                with self.writing() as connection:
+                    if self.engine.dialect.name == "postgresql":
+                        connection.exec_driver_sql(f"SET LOCAL statement_timeout = '{BUSY_MILLISECONDS}ms'")
+                    standing = self._write_recommendations(connection, calls)
+                    return standing, self._write_feedback(connection, heard)
+            except _BeatenError:
+                continue
+        raise LogUnavailableError("the interaction log is too busy; try again later")
 
     def check(self) -> None:
         """Look whether rows could be written now.
@@ -283,7 +307,7 @@ class InteractionLog:
         file = self.engine.url.database
         if self.engine.dialect.name == "sqlite" and not Path(file or "").is_file():
             # A connection that is open already would not notice.
-            raise LogUnavailableError(f"the interaction log is not available: {file} is gone")
+            raise LogUnavailableError("the interaction log is not available", f"{file} is gone")
         with self.writing() as connection:
             connection.execute(sa.select(RECOMMENDATIONS.c.request_id).limit(1))
 
@@ -396,6 +420,8 @@ class InteractionLog:
             _shadow_row(one.request_id, one.shadow) for one in new if one.shadow is not None and _key(one) not in beaten
         ]:
             connection.execute(_INSERT[SHADOW_CHOICES], shadows)
+        if any(theirs[_key(one)].question != one.question for one in new if _key(one) in beaten):
+            raise _BeatenError
         if not beaten:
             return standing
         return [
@@ -440,7 +466,9 @@ class InteractionLog:
             yield
         except (sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.InternalError, sa.exc.TimeoutError) as error:
             cause = str(getattr(error, "orig", None) or error).strip().splitlines()
-            raise LogUnavailableError(f"the interaction log is not available: {cause[0] if cause else error}") from None
+            raise LogUnavailableError(
+                "the interaction log is not available", cause[0] if cause else str(error)
+            ) from None
 
 
 def _prepare_sqlite(connection: Any, record: object) -> None:
@@ -474,7 +502,7 @@ def _row(one: Recommended) -> dict[str, Any]:
         "context": _json(one.context),
         "policy": one.policy,
         "arm": one.arm,
-        "release": one.release,
+        "experiment": one.experiment,
         "idempotency_key": one.idempotency_key,
         "question": one.question,
     }
@@ -514,7 +542,7 @@ def _answered(connection: sa.Connection, keyed: Sequence[Recommended]) -> dict[t
                 log_probs=tuple(json.loads(row.log_probs)),
                 policy=row.policy,
                 arm=row.arm,
-                release=row.release,
+                experiment=row.experiment,
                 question=row.question,
             )
     return answered

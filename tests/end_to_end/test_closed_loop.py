@@ -89,8 +89,8 @@ class Shop:
         self.n_visits += 1
         changed = [part for setting in settings for part in ("--set", setting)]
         summary: dict[str, Any] = self.call(
-            "simulate", "--config", "day-one.toml", "--users", str(N_USERS), "--sessions", str(n_visits), "--seed", str(self.n_visits),
-            "--url", self.address, "--token", self.token, *changed,
+            "simulate", "--config", "day-one.toml", "--users", str(N_USERS), "--sessions", str(n_visits),
+            "--seed", str(self.n_visits), "--url", self.address, "--token", self.token, *changed,
         )  # fmt: skip
         assert summary["not_logged"] == 0
         time.sleep(WINDOW)

@@ -37,7 +37,7 @@ def write_interactions(source: Log, url: str) -> None:
                 context=row["context"],
                 policy="shop:1",
                 arm="champion",
-                release=1,
+                experiment=1,
                 question="",
             )
         )

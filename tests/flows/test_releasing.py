@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from click.testing import Result
-from gate_evidence import evidence, value
+from gate_evidence import ab, evidence, value
 from ledger_entries import ledger_entry
 from live_traffic import ANSWERED_AT_ONCE, live_traffic
 from typer.testing import CliRunner
@@ -35,7 +35,8 @@ def tags(policy_folder: Path, database: InteractionLog) -> dict[str, str]:
     """A policy without evidence, one that may be a canary, and one that the gate holds."""
     records = {
         "first": None,
-        "good": GateRecord(evidence=evidence(ab=None), config=GateConfig()),
+        # Its run had an A/B in a true simulator: live, that promotes nobody.
+        "good": GateRecord(evidence=evidence(ab=ab(label="true simulator")), config=GateConfig()),
         "held": GateRecord(evidence=evidence(ab=None, offline=value(effective_sample_size=80.0)), config=GateConfig()),
     }
     return {
@@ -61,10 +62,12 @@ def test_who_serves_is_released_and_rolled_back_by_commands(tags: dict[str, str]
     assert (canary["challenger"], canary["challenger_share"], canary["reason"]) == (
         tags["good"],
         0.05,
-        "the gate: canary",
+        "the gate: promote",
     )
     shadow = done("release", "shadow", "--policy", tags["held"])
     assert (shadow["shadow"], shadow["challenger"]) == (tags["held"], tags["good"])
+    refused = call("release", "baseline", "--policy", tags["held"], "--share", "0.1")
+    assert refused.exit_code == 1 and "the gate does not let it out" in refused.stderr
     baseline = done("release", "baseline", "--policy", tags["first"], "--share", "0.1")
     assert baseline["baseline_share"] == 0.1
     back = done("release", "rollback", "--reason", "carts are down")
@@ -79,7 +82,7 @@ def test_who_serves_is_released_and_rolled_back_by_commands(tags: dict[str, str]
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (("status",), 2, "nothing is released"),
+        (("status",), 2, "interactions.db: no such file"),
         (("rollback",), 2, "nothing is released"),
         (("canary", "--policy", "{good}"), 2, "nothing is released"),
         (("promote", "--policy", "shop-good:latest"), 2, "latest is never served"),
@@ -114,7 +117,9 @@ def test_a_canary_is_promoted_by_its_live_ab_and_not_without(
     done("release", "promote", "--policy", tags["first"])
     done("release", "canary", "--policy", tags["good"], "--share", "0.5", "--planned-sessions", "600")
     early = call("release", "promote", *NOW)
-    assert early.exit_code == 1 and "the gate says canary" in early.stderr
+    assert early.exit_code == 1 and "the gate says hold" in early.stderr
+    other_time = call("ab-report", *NOW, "--set", "as_of=2090-01-01T00:00:00Z")
+    assert other_time.exit_code == 2 and "a live A/B is of this moment" in other_time.stderr
     assert done("ab-report", *NOW)["result"] is None
     live_traffic(database, gain=0.3)
     report = done("ab-report", *NOW, "--out", tmp_path / "ab.json")

@@ -52,7 +52,7 @@ SHOWN = Recommended(
     context={},
     policy="p:1",
     arm="champion",
-    release=1,
+    experiment=1,
     question="q1",
     shadow=ShadowChoice("p:2", ("a",), (-0.1,)),
 )

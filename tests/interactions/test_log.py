@@ -41,7 +41,7 @@ SHOWN = Recommended(
     context={"device": "phone"},
     policy="p:1",
     arm="champion",
-    release=3,
+    experiment=3,
     question="q1",
 )
 ABOUT = Shown("shop", 1_000_000, slate_size=2)

@@ -63,15 +63,15 @@ def under_load(addresses: list[str]) -> Iterator[Counter[int]]:
 def changes(releases: Releases, tags: tuple[str, str, str]) -> Iterator[Release]:
     """Releases of every kind, without end."""
     champion, *others = tags
-    for other, share in itertools.cycle(itertools.product(others, (0.2, 0.6))):
+    for other, share in itertools.cycle(itertools.product(others, (0.2, 0.5))):
         yield releases.canary("shop", other, share, 1_000, "test")
         yield releases.roll_back("shop", "test")
         yield releases.set_shadow("shop", other, "test")
-        yield releases.canary("shop", other, share, 1_000, "test")
-        yield releases.promote("shop", "test")
-        yield releases.canary("shop", champion, share, 1_000, "test")
-        yield releases.promote("shop", "test")
-        yield releases.set_baseline("shop", other, 0.3, "test")
+        yield (canary := releases.canary("shop", other, share, 1_000, "test"))
+        yield releases.promote(canary, "test")
+        yield (canary := releases.canary("shop", champion, share, 1_000, "test"))
+        yield releases.promote(canary, "test")
+        yield releases.set_baseline("shop", other, 0.1, "test")
         yield releases.set_baseline("shop", None, 0.0, "test")
 
 

@@ -1,9 +1,46 @@
+import re
+import subprocess
+import sys
+from importlib.metadata import packages_distributions, requires
+
 import pytest
 
 from components.errors import InputError
-from services.packaging import build_bento
+from services.packaging import PACKAGES, build_bento
+
+IMPORTED = """
+import sys, services.recommender
+print(*sorted({name.partition(".")[0] for name in sys.modules}))
+"""
+#: What BentoML and torch import where it is there, and do without.
+OPTIONAL = {"charset-normalizer", "h2", "hpack", "hyperframe", "pydot", "pyparsing", "sniffio", "tqdm"}
 
 
 def test_a_bento_does_not_bring_the_latest_policy(policy_tag: str) -> None:
     with pytest.raises(InputError, match="latest is never served"):
         build_bento([policy_tag.partition(":")[0] + ":latest"])
+
+
+def test_all_that_the_service_imports_comes_with_the_bento() -> None:
+    """Every distribution that is loaded is required, by the Bento or by what it requires."""
+    done = subprocess.run([sys.executable, "-c", IMPORTED], capture_output=True, text=True, check=True, timeout=300)
+    owners = packages_distributions()
+    loaded = {_name(one) for module in done.stdout.split() for one in owners.get(module, ())[:1]}
+    required: set[str] = set()
+    waiting = [_name(name) for name in ("bentoml", *PACKAGES)]
+    while waiting:
+        name = waiting.pop()
+        if name in required:
+            continue
+        required.add(name)
+        try:
+            waiting += [_name(line) for line in requires(name) or () if "extra ==" not in line]
+        except Exception:  # for another platform
+            continue
+    assert loaded - required - OPTIONAL - {"slateloop"} == set()
+
+
+def _name(requirement: str) -> str:
+    found = re.match(r"[A-Za-z0-9._-]+", requirement)
+    assert found is not None
+    return re.sub(r"[._-]+", "-", found[0]).lower()

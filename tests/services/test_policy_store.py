@@ -63,7 +63,8 @@ def test_a_policy_carries_the_evidence_that_it_was_judged_by(policy_folder: Path
     assert tag != policy_tag
     assert load_gate_record(tag) == record
     assert record.decision().outcome is Outcome.CANARY
-    assert record.decision(ab()).outcome is Outcome.PROMOTE
+    assert record.live_decision(ab()).outcome is Outcome.PROMOTE
+    assert record.live_decision(None).outcome is Outcome.HOLD
     assert load_gate_record(policy_tag) is None
 
 

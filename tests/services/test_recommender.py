@@ -333,7 +333,7 @@ def test_users_are_served_by_their_arm_and_a_release_is_taken_up_without_a_resta
     for arm, policy in (("champion", TAG), ("challenger", "shop-policy:v2")):
         told = ask(recommender, user_id=users[arm]).json()
         assert (told["arm"], told["policy"]) == (arm, policy)
-    assert logged(home, "recommendations")[-1]["release"] == changed.number == 2
+    assert logged(home, "recommendations")[-1]["experiment"] == changed.experiment == 2
     recommender.close()
 
 
@@ -370,14 +370,14 @@ def test_a_release_whose_policy_is_missing_leaves_the_one_before_in_place_until_
     recommender = Recommender.inner(
         settings=settings(home, release_seconds=0.05), seed=0, load=load, request_log=RequestLog(said)
     )
-    Releases(InteractionLog(settings(home).database)).canary("shop", "late:1", 0.999, 1_000, "test")
+    Releases(InteractionLog(settings(home).database)).canary("shop", "late:1", 0.5, 1_000, "test")
     deadline = time.monotonic() + 10
     while "release 2 of loop shop cannot be served yet: policy tag 'late:1'" not in said.getvalue():
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    assert {ask(recommender, user_id=f"user-{n}").json()["policy"] for n in range(5)} == {TAG}
+    assert {ask(recommender, user_id=f"user-{n}").json()["policy"] for n in range(9)} == {TAG}
     there.add("late:1")
-    while ask(recommender).json()["policy"] != "late:1":
+    while {ask(recommender, user_id=f"user-{n}").json()["policy"] for n in range(9)} != {TAG, "late:1"}:
         assert time.monotonic() < deadline
         time.sleep(0.02)
     recommender.close()
@@ -405,6 +405,8 @@ def test_who_serves_is_told_and_rolled_back_over_http(stored: StoredPolicy, home
         )
         while serving() != told:
             assert time.monotonic() < deadline
+        twice = client.post("/release/rollback", json={"loop": "shop", "reason": "again", "left": 2})
+        assert twice.status_code == 409 and "somebody else changed what release 3 says" in twice.json()["error"]
         refused = client.post("/release/rollback", json={"loop": "shop", "reason": "again"})
         assert refused.status_code == 422 and "no earlier champion to go back to" in refused.json()["error"]
     recommender.close()

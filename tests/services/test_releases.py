@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from components.errors import InputError
 from components.experiment.ab import Assignment
 from components.interactions.log import InteractionLog
-from services.releases import Release, Releases, arm_of
+from services.releases import Release, ReleaseChangedError, Releases, arm_of
 
 USERS = [f"user-{number}" for number in range(4_000)]
 
@@ -64,24 +64,21 @@ def test_another_challenger_gets_users_of_its_own_draw(releases: Releases) -> No
 
 def test_baseline_and_challenger_share_no_users(releases: Releases) -> None:
     releases.start("shop", "p:1", "")
-    releases.set_baseline("shop", "cem:1", 0.25, "")
+    releases.set_baseline("shop", "cem:1", 0.1, "")
     release = releases.canary("shop", "p:2", 0.5, 1_000, "")
     counts = Counter(arms(release).values())
     for arm, share in release.shares().items():
         assert counts[arm] / len(USERS) == pytest.approx(share, abs=0.032)
     assert release.policies() == {"champion": "p:1", "challenger": "p:2", "baseline": "cem:1"}
-    with pytest.raises(InputError, match="leaves the champion nobody"):
-        releases.canary("shop", "p:2", 0.75, 1_000, "")
+    with pytest.raises(InputError, match="baseline_share"):
+        releases.set_baseline("shop", "cem:1", 0.2, "")
     assert releases.serving("shop") == release
 
 
 def test_a_rollback_takes_the_challenger_away_and_then_brings_champions_back_in_turn(releases: Releases) -> None:
-    for policy in ("p:1", "p:2", "p:3"):
-        if policy == "p:1":
-            releases.start("shop", policy, "")
-        else:
-            releases.canary("shop", policy, 0.5, 1_000, "")
-            releases.promote("shop", "")
+    releases.start("shop", "p:1", "")
+    for policy in ("p:2", "p:3"):
+        releases.promote(releases.canary("shop", policy, 0.5, 1_000, ""), "")
     releases.canary("shop", "p:4", 0.5, 1_000, "")
     seen = [releases.roll_back("shop", "bad") for _ in range(3)]
     assert [(release.champion, release.challenger) for release in seen] == [
@@ -97,13 +94,13 @@ def test_only_a_challenger_is_promoted_and_only_another_policy_challenges(releas
         releases.canary("shop", "p:2", 0.1, 1_000, "")
     releases.start("shop", "p:1", "")
     with pytest.raises(InputError, match="has no challenger"):
-        releases.promote("shop", "")
+        releases.promote(releases.serving("shop"), "")
     with pytest.raises(InputError, match="is the champion of loop 'shop'"):
         releases.canary("shop", "p:1", 0.1, 1_000, "")
 
 
-@pytest.mark.parametrize("share", [0.0, 1.0, -0.1, 1.5])
-def test_a_share_lies_between_0_and_1(releases: Releases, share: float) -> None:
+@pytest.mark.parametrize("share", [0.0, 0.51, -0.1, 1.5])
+def test_a_challenger_serves_somebody_and_half_of_all_at_most(releases: Releases, share: float) -> None:
     releases.start("shop", "p:1", "")
     with pytest.raises(InputError, match="challenger_share"):
         releases.canary("shop", "p:2", share, 1_000, "")
@@ -114,9 +111,42 @@ def test_two_who_release_at_once_do_not_overwrite_each_other(releases: Releases,
     releases.canary("shop", "p:2", 0.1, 1_000, "mine")
     other = Releases(InteractionLog(url))
     other.serving = lambda loop: last  # type: ignore[method-assign]  # read before the other's was written
-    with pytest.raises(InputError, match="somebody else made release 2 just now"):
+    with pytest.raises(ReleaseChangedError, match="somebody else changed what release 2 says"):
         other.canary("shop", "p:3", 0.1, 1_000, "theirs")
     assert releases.serving("shop").challenger == "p:2"
+
+
+def test_what_was_judged_is_promoted_and_nothing_that_came_after(releases: Releases) -> None:
+    releases.start("shop", "p:1", "")
+    judged = releases.canary("shop", "p:2", 0.1, 1_000, "")
+    releases.canary("shop", "p:3", 0.1, 1_000, "")
+    with pytest.raises(ReleaseChangedError):
+        releases.promote(judged, "")
+    with pytest.raises(ReleaseChangedError):
+        releases.roll_back("shop", "", left=judged.number)
+    assert releases.serving("shop").champion == "p:1"
+
+
+def test_a_rollback_to_what_cannot_be_served_is_refused(releases: Releases) -> None:
+    releases.start("shop", "p:1", "")
+    releases.promote(releases.canary("shop", "p:2", 0.1, 1_000, ""), "")
+
+    def require(policy: str) -> None:
+        raise InputError(f"policy {policy!r}: is gone")
+
+    with pytest.raises(InputError, match="'p:1': is gone"):
+        releases.roll_back("shop", "", require=require)
+    assert releases.serving("shop").champion == "p:2"
+
+
+def test_a_shadow_begins_no_experiment_and_a_share_does(releases: Releases) -> None:
+    releases.start("shop", "p:1", "")
+    canary = releases.canary("shop", "p:2", 0.1, 1_000, "")
+    assert canary.experiment == canary.number == 2
+    assert releases.set_shadow("shop", "p:3", "").experiment == 2
+    assert releases.canary("shop", "p:2", 0.2, 1_000, "").experiment == 4
+    assert releases.roll_back("shop", "").experiment == 5
+    assert releases.set_shadow("shop", None, "").experiment == 5
 
 
 @given(

@@ -36,14 +36,14 @@ from components.interactions.log_folder import Log, write_log
 
 ROWS_AT_A_TIME = 50_000
 _MICROSECONDS = 60_000_000
-#: Name of a release's A/B, with the release's number for the braces.
+#: Name of an A/B in logs, with the number of the release that began it for the braces.
 EXPERIMENT = "release-{}"
 #: Columns of the tables as they are spooled, before their JSON is read.
 _SHOWN = {
     "request_id": pl.String, "user_id": pl.String, "session_id": pl.String, "shown_at": pl.Int64,
     "candidates": pl.String, "candidates_digest": pl.String, "slate": pl.String, "log_probs": pl.String,
     "events": pl.String, "context": pl.String, "policy": pl.String, "arm": pl.String,
-    "release": pl.Int64,
+    "experiment": pl.Int64,
 }  # fmt: skip
 _HEARD = {
     "request_id": pl.String, "received_at": pl.Int64, "clicked": pl.String, "purchased": pl.String,
@@ -376,7 +376,7 @@ def _with_feedback(requests: pl.LazyFrame, spool: _Spool, config: Config, names:
         *(pl.col(f"signals.{name}") for name in names.signals),
         *([pl.col("request_signals")] if of_request else []),
         *([pl.col("context").str.json_decode(context)] if names.context else []),
-        experiment=pl.format(EXPERIMENT, "release"),
+        experiment=pl.format(EXPERIMENT, "experiment"),
         loop=pl.lit(loop),
         timestamp=pl.col("shown_at").cast(pl.Datetime("us")).cast(TIMESTAMP),
         available_at=pl.col("known_at").cast(pl.Datetime("us")).cast(TIMESTAMP),

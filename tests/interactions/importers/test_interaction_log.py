@@ -37,7 +37,7 @@ SHOWN = Recommended(
     context={"device": "phone", "hour": 8.5},
     policy="p:1",
     arm="champion",
-    release=3,
+    experiment=3,
     question="",
 )
 
@@ -269,7 +269,7 @@ def test_the_storefront_s_log_comes_back_from_the_tables(storefront_log: Log, da
                 context=row["context"],
                 policy=row["policy"],
                 arm="champion",
-                release=1,
+                experiment=1,
                 question="",
             )
         )

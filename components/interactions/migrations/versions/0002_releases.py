@@ -1,4 +1,4 @@
-"""Releases, the release that a recommendation belongs to, and what shadows would have shown."""
+"""Releases, the experiment that a recommendation belongs to, and what shadows would have shown."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -8,8 +8,8 @@ down_revision = "0001"
 
 
 def upgrade() -> None:
-    """Make the tables and the column; older recommendations belong to no release."""
-    op.add_column("recommendations", sa.Column("release", sa.Integer))
+    """Make the tables and the column; older recommendations belong to no experiment."""
+    op.add_column("recommendations", sa.Column("experiment", sa.Integer))
     op.create_table(
         "shadow_choices",
         sa.Column("request_id", sa.String(64), primary_key=True),
@@ -21,6 +21,7 @@ def upgrade() -> None:
         "releases",
         sa.Column("loop", sa.String(64), primary_key=True),
         sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
+        sa.Column("experiment", sa.Integer, nullable=False),
         sa.Column("released_at", sa.BigInteger, nullable=False),
         sa.Column("action", sa.String(16), nullable=False),
         sa.Column("reason", sa.Text, nullable=False),
