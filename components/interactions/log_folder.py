@@ -127,11 +127,14 @@ def write_log(
     with _put_in_place(path) as staging:
         (staging / "requests").mkdir()
         schema = manifest.schema()
-        n_requests = 0
+        n_requests = n_parts = 0
         for number, part in enumerate(parts):
             frame = _conform(part, schema, f"part {number}").sort(ROW_ORDER)
-            frame.write_parquet(staging / "requests" / f"part-{number:05d}.parquet", compression="zstd")
-            n_requests += frame.height
+            # Some of a larger log may have nothing of a part: its beginning nothing of the latest sessions.
+            if frame.is_empty():
+                continue
+            frame.write_parquet(staging / "requests" / f"part-{n_parts:05d}.parquet", compression="zstd")
+            n_requests, n_parts = n_requests + frame.height, n_parts + 1
         if n_requests == 0:
             raise ContractError(f"{path}: the source {manifest.source!r} holds no requests; expected at least one")
         _conform(items, manifest.item_schema(), "items").sort("item_id").write_parquet(staging / "items.parquet")

@@ -6,8 +6,10 @@ import pytest
 from pydantic import ValidationError
 
 from components.errors import InputError
+from components.interactions.batching import SessionReader
 from components.interactions.log_folder import Log, open_log, write_log
 from components.interactions.splits import HOLDOUT, TEST, TRAIN, VALIDATION, SplitConfig, salted_share, split_log
+from components.interactions.vocabulary import Vocabulary
 
 
 @pytest.fixture
@@ -98,6 +100,22 @@ def test_how_a_log_is_cut_into_parts_does_not_change_its_splits(
     assert [log.manifest.content_digest for log in again.values()] == [
         log.manifest.content_digest for log in splits.values()
     ]
+
+
+def test_splits_of_a_log_whose_parts_follow_each_other_in_time_hold_no_empty_part(
+    storefront_log: Log, tmp_path: Path
+) -> None:
+    rows = storefront_log.scan().sort("timestamp").collect()
+    order = rows["session_id"].unique(maintain_order=True)
+    parts = [
+        rows.filter(pl.col("session_id").is_in(order[start : start + 40].implode())) for start in range(0, 400, 40)
+    ]
+    whole = write_log(tmp_path / "whole", storefront_log.manifest, parts, storefront_log.items())
+    splits = split_log(whole, SplitConfig(), tmp_path / "splits", with_holdout=False)
+    assert len(splits[TEST].part_paths) < len(whole.part_paths) == 10
+    for log in splits.values():
+        assert all(part.height for part in log.parts())
+        assert sum(batch.mask.sum() for batch in SessionReader(log, Vocabulary.fit(log)).batches(50)) > 0
 
 
 def test_a_log_without_times_is_split_by_its_sessions_names(storefront_log: Log, tmp_path: Path) -> None:
