@@ -24,6 +24,7 @@ from flows.config import LoopConfig
 from flows.ledger_store import add_entry
 from flows.run_folder import mark_forgotten
 from flows.run_record import RunSummary
+from flows.serving_commands import serving_app
 
 HEAVY = ("torch", "prefect", "great_expectations", "evidently", "bentoml", "polars", "dvc", "scipy", "matplotlib")
 
@@ -50,7 +51,7 @@ def test_importing_the_command_line_imports_none_of_the_heavy_libraries() -> Non
 
 def test_help_names_every_command_with_an_example() -> None:
     help_text = call("--help").output
-    for command in app.registered_commands:
+    for command in [*app.registered_commands, *serving_app.registered_commands]:
         assert command.name is not None
         assert command.name in help_text
         assert f"Example: slateloop {command.name}" in " ".join(call(command.name, "--help").output.split())

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from flows.command_line import app, data_app, release_app, token_app
+from flows.command_line import app, data_app
 from flows.config import SOURCES, LoopConfig
+from flows.serving_commands import release_app, serving_app, token_app
 from flows.settings import PlatformSettings
 from services.settings import ServiceSettings
 
@@ -23,6 +24,7 @@ COMMANDS = [
     f"{prefix} {command.name}"
     for prefix, commands in (
         ("slateloop", app),
+        ("slateloop", serving_app),
         ("slateloop data", data_app),
         ("slateloop release", release_app),
         ("slateloop token", token_app),
