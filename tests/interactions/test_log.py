@@ -1,5 +1,6 @@
 import random
 import sqlite3
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -240,3 +241,38 @@ def test_workers_that_are_asked_the_same_keys_in_any_order_do_not_block_each_oth
         first, *others = workers.map(ask, range(4))
     assert all(answers == first for answers in others)
     assert {row["request_id"] for row in rows(postgresql_log, RECOMMENDATIONS)} == set(first.values())
+
+
+@pytest.mark.services
+def test_of_two_questions_under_one_key_at_once_one_is_answered_and_one_refused(postgresql_log: InteractionLog) -> None:
+    url = postgresql_log.engine.url.render_as_string(hide_password=False)
+    logs = [InteractionLog(url) for _ in range(2)]
+    for number in range(20):
+        key, both = f"key-{number}", threading.Barrier(2)
+
+        def ask(worker: int, key: str = key, both: threading.Barrier = both) -> object:
+            one = replace(SHOWN, request_id=f"{key}-{worker}", idempotency_key=key, question=f"q{worker}")
+            other = replace(SHOWN, request_id=f"{key}-{worker}-other")
+            both.wait()
+            ((standing,), _) = logs[worker].write([[other, one]])
+            return standing
+
+        with ThreadPoolExecutor(2) as workers:
+            answers = list(workers.map(ask, range(2)))
+        refused = [answer for answer in answers if isinstance(answer, KeyReusedError)]
+        assert len(refused) == 1 and refused[0].place == 1, answers
+        # Nothing of the refused call is there, nor is anything of the other one missing.
+        own = {row["request_id"] for row in rows(postgresql_log, RECOMMENDATIONS) if key in str(row["request_id"])}
+        winner = next(worker for worker, answer in enumerate(answers) if isinstance(answer, list))
+        assert own == {f"{key}-{winner}", f"{key}-{winner}-other"}
+    for log in logs:
+        log.engine.dispose()
+
+
+def test_a_later_version_s_schema_stays_as_it_is(log: InteractionLog) -> None:
+    with log.writing() as connection:
+        connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
+    log.upgrade()
+    assert log.write([[SHOWN]])[0] == [[SHOWN]]
+    with log.reading() as connection:
+        assert connection.scalar(sa.text("SELECT version_num FROM alembic_version")) == "9999"

@@ -13,6 +13,7 @@ from services.access import (
     RateBound,
     RateExceededError,
     Scope,
+    Token,
     TokenFile,
     UnauthorizedError,
 )
@@ -144,6 +145,24 @@ def test_a_file_that_cannot_be_read_lets_nobody_in_and_says_so_once(file: TokenF
         (sentence,) = said
         assert "tokens.json: " in sentence and "expected what `slateloop token` writes" in sentence
     path.write_text(whole)
+    clock.now += LOOK_AGAIN
+    assert access.admit(header, Scope.RECOMMEND) == "shop"
+
+
+def test_a_file_that_could_not_be_read_for_a_moment_is_read_again(
+    file: TokenFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    header, clock = f"Bearer {file.create('shop', ['recommend'])}", Clock()
+    access, read, faults = Access(file, clock=clock), file.read, iter([True])
+
+    def now_and_then() -> tuple[Token, ...]:
+        if next(faults, False):
+            raise InputError("tokens.json: the tokens cannot be read: too many open files")
+        return read()
+
+    monkeypatch.setattr(file, "read", now_and_then)
+    with pytest.raises(UnauthorizedError):
+        access.admit(header, Scope.RECOMMEND)
     clock.now += LOOK_AGAIN
     assert access.admit(header, Scope.RECOMMEND) == "shop"
 

@@ -383,6 +383,30 @@ def test_a_release_whose_policy_is_missing_leaves_the_one_before_in_place_until_
     recommender.close()
 
 
+def test_a_row_that_is_no_release_stops_nothing_for_good(stored: StoredPolicy, home: Path) -> None:
+    said = io.StringIO()
+    release(settings(home).database, TAG)
+    recommender = Recommender.inner(
+        settings=settings(home, release_seconds=0.05), seed=0, load=lambda tag: stored, request_log=RequestLog(said)
+    )
+    releases = Releases(InteractionLog(settings(home).database))
+    releases.set_shadow("shop", "shop-policy:v2", "test")
+    with sqlite3.connect(home / "interactions.db") as database:
+        database.execute("UPDATE releases SET challenger_share = 7 WHERE number = 2")
+    deadline = time.monotonic() + 10
+    while "releases cannot be read" not in said.getvalue():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert ask(recommender).json()["policy"] == TAG
+    with sqlite3.connect(home / "interactions.db") as database:
+        database.execute("UPDATE releases SET challenger_share = 0 WHERE number = 2")
+    with TestClient(build_api(lambda: recommender)) as client:
+        while client.get("/release").json()["releases"][0]["shadow"] != "shop-policy:v2":
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    recommender.close()
+
+
 def test_who_serves_is_told_and_rolled_back_over_http(stored: StoredPolicy, home: Path) -> None:
     recommender = service(stored, settings(home, release_seconds=0.05))
     Releases(InteractionLog(settings(home).database)).canary("shop", "shop-policy:v2", 0.5, 1_000, "test")
