@@ -253,7 +253,7 @@ class Releases:
 
     def _follow(self, last: Release, action: str, reason: str, **changes: object) -> Release:
         changed = {"number": last.number + 1, "released_at": _now(), "action": action, "reason": reason} | changes
-        same = all(getattr(last, name) == changed.get(name, getattr(last, name)) for name in _ARMS)
+        same = all(getattr(last, name) == changed.get(name, getattr(last, name)) for name in _EXPERIMENT)
         changed["experiment"] = last.experiment if same else last.number + 1
         try:
             release = Release.model_validate(last.model_dump() | changed)
@@ -277,8 +277,10 @@ class Releases:
             return [Release.model_validate(dict(row._mapping)) for row in connection.execute(rows)]
 
 
-#: What decides who serves whom.
-_ARMS = ("champion", "challenger", "challenger_share", "baseline", "baseline_share", "salt")
+#: What decides who serves whom, and for how long: a plan is made before an experiment begins, never within it.
+_EXPERIMENT = (
+    "champion", "challenger", "challenger_share", "baseline", "baseline_share", "salt", "planned_sessions",
+)  # fmt: skip
 _NO_CHALLENGER: dict[str, object] = {"challenger": None, "challenger_share": 0.0, "planned_sessions": None}
 
 

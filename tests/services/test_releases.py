@@ -145,8 +145,9 @@ def test_a_shadow_begins_no_experiment_and_a_share_does(releases: Releases) -> N
     assert canary.experiment == canary.number == 2
     assert releases.set_shadow("shop", "p:3", "").experiment == 2
     assert releases.canary("shop", "p:2", 0.2, 1_000, "").experiment == 4
-    assert releases.roll_back("shop", "").experiment == 5
-    assert releases.set_shadow("shop", None, "").experiment == 5
+    assert releases.canary("shop", "p:2", 0.2, 5_000, "").experiment == 5  # another plan
+    assert releases.roll_back("shop", "").experiment == 6
+    assert releases.set_shadow("shop", None, "").experiment == 6
 
 
 @given(
