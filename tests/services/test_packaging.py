@@ -2,6 +2,7 @@ import re
 import subprocess
 import sys
 from importlib.metadata import packages_distributions, requires
+from pathlib import Path
 
 import pytest
 
@@ -19,6 +20,16 @@ OPTIONAL = {"charset-normalizer", "h2", "hpack", "hyperframe", "pydot", "pyparsi
 def test_a_bento_does_not_bring_the_latest_policy(policy_tag: str) -> None:
     with pytest.raises(InputError, match="latest is never served"):
         build_bento([policy_tag.partition(":")[0] + ":latest"])
+
+
+def test_a_bento_holds_code_and_policies_and_nothing_else(policy_tag: str) -> None:
+    """No key, no token and no database of this machine can be in an image."""
+    import bentoml
+
+    source = Path(bentoml.get(build_bento([policy_tag])).path) / "src"
+    files = [file.relative_to(source) for file in source.rglob("*") if file.is_file()]
+    assert {file.parts[0] for file in files} == {"services", "components", "bentofile.yaml"}
+    assert {file.suffix for file in files} == {".py", ".yaml"}
 
 
 def test_all_that_the_service_imports_comes_with_the_bento() -> None:
