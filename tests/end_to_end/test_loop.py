@@ -106,7 +106,7 @@ def test_the_server_shows_the_run_its_stages_and_an_artifact_of_each(first_run: 
         found: list[dict[str, Any]] = answer.json()
         return found
 
-    runs = ask("flow_runs", sort="START_TIME_ASC")
+    runs = ask("flow_runs", sort="START_TIME_ASC", flows={"name": {"any_": ["retraining"]}})
     run = next(run for run in runs if run["start_time"][:16] == first_run.document["run"]["started"][:16])
     assert run["state_type"] == "COMPLETED"
     assert run["parameters"]["config"]["source"]["n_sessions"] == 800

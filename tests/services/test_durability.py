@@ -111,7 +111,7 @@ def homes(bentoml_home: Path, tmp_path: Path) -> tuple[Path, Path, Path]:
     return bentoml_home, tmp_path, tmp_path / "home"
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 6))])
 def test_a_server_that_is_told_to_end_answers_what_it_accepted(
     policy_tag: str, homes: tuple[Path, Path, Path], seed: int
 ) -> None:
