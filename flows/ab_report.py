@@ -1,6 +1,5 @@
 """The A/B of a running canary: analysed from the interaction log, judged by the gate, guarded."""
 
-import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,6 +13,7 @@ from components.experiment.gate import Decision
 from components.experiment.live_ab import CHALLENGER, CHAMPION, LiveSessions, live_ab, proven_harm
 from components.interactions.importers import interaction_log
 from components.interactions.log import InteractionLog
+from components.interactions.stored_copies import staging_file
 from flows.config import LoopConfig, interaction_database
 from flows.tasks import publish
 from services.policy_store import load_gate_record, load_lineage
@@ -95,15 +95,14 @@ def analyze_release(config: LoopConfig, path: Path | None = None) -> AbReport:
     if config.as_of is not None:
         raise InputError(f"as_of = {config.as_of}: a live A/B is of this moment; leave as_of out")
     url = interaction_database(path)
-    history = Releases(InteractionLog(url)).history(config.loop)
-    if not history:
-        raise InputError(f"loop {config.loop!r}: nothing is released")
-    release = history[-1]
+    releases = Releases(InteractionLog(url))
+    release = releases.serving(config.loop)
     if release.challenger is None or release.planned_sessions is None:
         raise InputError(f"loop {config.loop!r}: has no challenger in release {release.number}; an A/B needs a canary")
     record = load_gate_record(release.challenger)
     source = _source_of(release.challenger) or config.source
-    began = datetime.fromtimestamp(history[release.experiment - 1].released_at / 1e6, UTC)
+    first = releases.history(config.loop)[release.experiment - 1]
+    began = datetime.fromtimestamp(first.released_at / 1e6, UTC)
     shares = release.shares()
     seen_at = datetime.now(UTC)
     result: AbResult | None = None
@@ -176,9 +175,11 @@ def write_report(report: AbReport, file: Path) -> None:
     """
     if report.result is None:
         raise InputError(f"{file}: there is no result to write: {report.verdict()}")
-    staging = file.with_name(f".{file.name}.tmp")
+    staging = staging_file(file)
     try:
-        staging.write_text(json.dumps(report.result.model_dump(mode="json"), indent=2) + "\n")
+        staging.write_text(report.result.model_dump_json(indent=2) + "\n")
         staging.replace(file)
     except OSError as error:
         raise InputError(f"{file}: cannot be written: {error.strerror}") from None
+    finally:
+        staging.unlink(missing_ok=True)

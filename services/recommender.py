@@ -220,9 +220,7 @@ class Recommender:
         self, requests: Sequence[RecommendRequest], serving: ServingRelease, arm: Arm
     ) -> list[tuple[Recommended, bool]]:
         """A slate for each request, and whether it explores."""
-        release = serving.release
-        policy = release.policies()[arm]
-        live = serving.policies[policy]
+        policy, live = serving.policy_of(arm)
         now = time.time_ns() // 1_000
         return [
             (
@@ -240,7 +238,7 @@ class Recommender:
                     context=request.context,
                     policy=policy,
                     arm=arm,
-                    experiment=release.experiment,
+                    experiment=serving.release.experiment,
                     question=self._question(request),
                     idempotency_key=request.idempotency_key,
                     shadow=shadow,
@@ -291,9 +289,9 @@ def _answering_arm(serving: Mapping[str, ServingRelease], request: RecommendRequ
     """
     if request.loop not in serving:
         raise InputError(f"loop: nothing is released of this loop; the loops with a release are {sorted(serving)}")
-    released = serving[request.loop]
-    arm = released.arm_of(request.user_id)
-    released.policies[released.release.policies()[arm]].check(request)
+    arm = serving[request.loop].arm_of(request.user_id)
+    _, live = serving[request.loop].policy_of(arm)
+    live.check(request)
     return arm
 
 

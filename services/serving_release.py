@@ -31,6 +31,11 @@ class ServingRelease:
         """The arm that serves a user."""
         return arm_of(self.release, self.assignment, user_id)
 
+    def policy_of(self, arm: Arm) -> tuple[str, LivePolicy]:
+        """The policy of an arm, with its tag."""
+        tag = self.release.policies()[arm]
+        return tag, self.policies[tag]
+
 
 class ReleaseFollower:
     """Keeps up with the releases of all loops.

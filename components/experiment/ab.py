@@ -130,13 +130,14 @@ class Assignment:
 
     def is_lowest(self, user_id: str, share: float) -> bool:
         """Whether a user's hash falls into the lowest share of all hashes."""
-        return self._hash(user_id) < _threshold(share)
+        return self.place(user_id) < _threshold(share)
 
     def is_highest(self, user_id: str, share: float) -> bool:
         """Whether a user's hash falls into the highest share: never one of the lowest, where both sum to at most 1."""
-        return self._hash(user_id) >= HASHES - _threshold(share)
+        return self.place(user_id) >= HASHES - _threshold(share)
 
-    def _hash(self, user_id: str) -> int:
+    def place(self, user_id: str) -> int:
+        """A user's hash, from 0 to `HASHES` − 1."""
         digest = self._salted.copy()
         digest.update(user_id.encode())
         return int.from_bytes(digest.digest(), "big")
@@ -155,8 +156,8 @@ def assign_arm(user_ids: Iterable[str], *, salt: str, share: float) -> Bool[np.n
         InputError: the salt is empty or the share lies outside 0 to 1.
     """
     assignment = Assignment(salt)
-    _threshold(share)
-    return np.fromiter((assignment.is_lowest(user_id, share) for user_id in user_ids), dtype=bool)
+    threshold = _threshold(share)
+    return np.fromiter((assignment.place(user_id) < threshold for user_id in user_ids), dtype=bool)
 
 
 def analyze_ab(
