@@ -119,7 +119,9 @@ class Observed:
         try:
             await self._app(scope, receive, answer)
         except ClientDisconnect:
-            pass
+            # Nobody reads it, but BentoML's server waits at its end for every request to have been answered.
+            await send({"type": "http.response.start", "status": GONE, "headers": []})
+            await send({"type": "http.response.body", "body": b""})
         except Exception as error:
             asked.error = error
             if asked.status == GONE:

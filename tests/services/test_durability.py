@@ -2,6 +2,7 @@
 
 import json
 import random
+import socket
 import threading
 import time
 from collections import Counter
@@ -118,6 +119,9 @@ def test_a_server_that_is_told_to_end_answers_what_it_accepted(
     bentoml_home, folder, home = homes
     release(f"sqlite:///{home / 'interactions.db'}", policy_tag)
     with served(build_bento(), bentoml_home, folder, {"SLATELOOP_HOME": str(home)}) as address:
+        # One who left in the middle of a question must not keep the server from ending.
+        with socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2])), timeout=10) as left:
+            left.sendall(b"POST /recommend HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
         clients = Clients(address)
         threads = [threading.Thread(target=clients.run) for _ in range(4)]
         for thread in threads:
