@@ -25,6 +25,7 @@ from components.policies.live_policy import LivePolicy, LiveSession
 from components.policies.policy_folder import StoredPolicy
 from services.access import Access, RateBound, TokenFile
 from services.api import build_api
+from services.gathering import Gathering
 from services.log_writer import LogWriter
 from services.messages import (
     Feedback,
@@ -100,6 +101,7 @@ class Recommender:
             longest_queue=settings.log_queue,
             tell_waiting=self.metrics.rows_waiting.set,
         )
+        self._passes = Gathering(self._choose)
         self._readiness = Readiness(log, READY_SECONDS)
         torch.set_num_threads(1)
         # Without this the collector walks the whole heap now and then, and requests wait 200 ms for it.
@@ -197,9 +199,15 @@ class Recommender:
                 by_arm.setdefault((request.loop, _answering_arm(serving, request)), []).append(place)
             except InputError as error:
                 raise InputError(f"{f'requests.{place}.' if batch else ''}{error}") from None
+        answers = await asyncio.gather(
+            *(
+                self._passes.ask((serving[loop], arm), [requests[place] for place in places])
+                for (loop, arm), places in by_arm.items()
+            )
+        )
         rows: dict[int, tuple[Recommended, bool]] = {}
-        for (loop, arm), places in by_arm.items():
-            rows |= zip(places, self._choose([requests[place] for place in places], serving[loop], arm), strict=True)
+        for places, answered in zip(by_arm.values(), answers, strict=True):
+            rows |= zip(places, answered, strict=True)
         chosen = [rows[place] for place in range(len(requests))]
         in_order = [row for row, _ in chosen]
         try:
@@ -217,9 +225,10 @@ class Recommender:
         return [_response(one, logged=True) for one in standing]
 
     def _choose(
-        self, requests: Sequence[RecommendRequest], serving: ServingRelease, arm: Arm
+        self, answering: tuple[ServingRelease, Arm], requests: Sequence[RecommendRequest]
     ) -> list[tuple[Recommended, bool]]:
         """A slate for each request, and whether it explores."""
+        serving, arm = answering
         policy, live = serving.policy_of(arm)
         now = time.time_ns() // 1_000
         return [

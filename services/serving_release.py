@@ -18,7 +18,7 @@ from components.policies.policy_folder import StoredPolicy
 from services.releases import Arm, Release, Releases, arm_of
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ServingRelease:
     """A release and its policies."""
 

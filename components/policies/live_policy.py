@@ -25,7 +25,7 @@ from components.policies.slate_policy import SessionState
 #: Longest slate that may be asked for, or that a past request may have shown.
 MAX_SLATE = 100
 MAX_CANDIDATES = 10_000
-#: Past positions that are encoded at once, padding included.
+#: Past positions that are encoded at once, and candidates that are scored at once, padding included.
 MAX_CELLS = 20_000
 #: Numbers beyond this would overflow in the networks' single precision.
 LARGEST = 1e15
@@ -239,7 +239,20 @@ class LivePolicy:
         Raises:
             InputError: as `check`.
         """
-        return [chosen for chunk in _chunks(sessions) for chosen in self._recommend(chunk, generator)]
+        return [chosen for chunk in self._chunks(sessions) for chosen in self._recommend(chunk, generator)]
+
+    def _chunks(self, sessions: Sequence[LiveSession]) -> Iterator[Sequence[LiveSession]]:
+        """Sessions in their order, as many together as may be padded to the largest of them."""
+        start, largest = 0, (0, 0, 0)
+        for place, session in enumerate(sessions):
+            own = _size(session, len(self.candidates(session)))
+            grown = max(largest[0], own[0]), max(largest[1], own[1]), max(largest[2], own[2])
+            n_steps, n_positions, n_candidates = grown
+            if place > start and (place - start + 1) * max(n_steps * n_positions, n_candidates) > MAX_CELLS:
+                yield sessions[start:place]
+                start, grown = place, own
+            largest = grown
+        yield sessions[start:]
 
     def _recommend(self, sessions: Sequence[LiveSession], generator: torch.Generator) -> list[Recommendation]:
         logits = self.logits(sessions)
@@ -278,17 +291,9 @@ class LivePolicy:
                 row[self._values[name][value]] = 1.0
 
 
-def _chunks(sessions: Sequence[LiveSession]) -> Iterator[Sequence[LiveSession]]:
-    """Sessions in their order, as many together as may be padded to the longest of them."""
-    start, n_steps, n_positions = 0, 1, 1
-    for place, session in enumerate(sessions):
-        n_steps = max(n_steps, 1 + len(session.past_requests))
-        n_positions = max([n_positions, *(len(past.slate) for past in session.past_requests)])
-        if place > start and (place - start + 1) * n_steps * n_positions > MAX_CELLS:
-            yield sessions[start:place]
-            start, n_steps = place, 1 + len(session.past_requests)
-            n_positions = max([1, *(len(past.slate) for past in session.past_requests)])
-    yield sessions[start:]
+def _size(session: LiveSession, n_candidates: int) -> tuple[int, int, int]:
+    """Requests, positions of the longest past slate, candidates."""
+    return 1 + len(session.past_requests), max([1, *(len(past.slate) for past in session.past_requests)]), n_candidates
 
 
 def _batch(
