@@ -1,5 +1,6 @@
 from collections import Counter
 from collections.abc import Sequence
+from itertools import permutations
 from typing import Any
 
 import numpy as np
@@ -39,10 +40,10 @@ def policy() -> LivePolicy:
     return a_policy(spread=0.5)
 
 
-def a_policy(spread: float) -> LivePolicy:
+def a_policy(spread: float, n_items: int = 10) -> LivePolicy:
     vocabulary = Vocabulary(
-        item_ids=tuple(f"item-{number}" for number in range(10)),
-        item_counts=(5,) * 10,
+        item_ids=tuple(f"item-{number}" for number in range(n_items)),
+        item_counts=(5,) * n_items,
         context_codes=(FeatureCode(feature=HOUR, mean=12.0, scale=6.0), FeatureCode(feature=DEVICE)),
     )
     shape = EncoderShape(
@@ -138,7 +139,7 @@ def test_slates_are_as_frequent_as_their_logged_probability() -> None:
     for _ in range(100):
         for chosen in policy.recommend([session] * 1_000, generator):
             counts[chosen.slate] += 1
-            assert log_probs.setdefault(chosen.slate, chosen.log_prob) == pytest.approx(chosen.log_prob, abs=1e-5)
+            assert abs(log_probs.setdefault(chosen.slate, chosen.log_prob) - chosen.log_prob) < 1e-5
     assert len(counts) == 20
     expected = np.exp([log_probs[slate] for slate in counts])
     assert expected.sum() == pytest.approx(1.0, abs=1e-5)
@@ -146,31 +147,60 @@ def test_slates_are_as_frequent_as_their_logged_probability() -> None:
     assert stats.chisquare(list(counts.values()), 100_000 * expected / expected.sum()).pvalue > 0.001
 
 
-def test_every_item_is_shown_as_often_as_its_marginal_says(stored: StoredPolicy) -> None:
-    """The whole catalog of 60 items, slates of 3, 20,000 recommendations: inclusion by exact enumeration."""
-    policy = LivePolicy(stored)
-    session = LiveSession(slate_size=3)
+def inclusion(p: np.ndarray, slate_size: int) -> np.ndarray:
+    """Probability that each item is on a Plackett-Luce slate, by quadrature.
+
+    Items that come at the times of independent Poisson processes of rates p come in the order of such a slate. So an
+    item is on it where, of the others, fewer than K have come before it.
+    """
+    log_times = np.linspace(np.log(1e-9), np.log(60.0 / p.min()), 400)
+    rate_times = p[:, None] * np.exp(log_times)
+    come = -np.expm1(-rate_times)
+
+    def counts(come: np.ndarray) -> np.ndarray:
+        """How many of the items before each have come: probabilities of 0 ... K - 1 at every time."""
+        told = np.zeros((come.shape[1], slate_size))
+        told[:, 0] = 1.0
+        rows = []
+        for one in come[:, :, None]:
+            rows.append(told)
+            told = told * (1.0 - one) + np.pad(told, ((0, 0), (1, 0)))[:, :-1] * one
+        return np.stack(rows)
+
+    before, after = counts(come), counts(come[::-1])[::-1]
+    fewer = (before * after.cumsum(2)[:, :, ::-1]).sum(2)
+    return np.asarray((rate_times * np.exp(-rate_times) * fewer).sum(1) * (log_times[1] - log_times[0]))
+
+
+def test_inclusion_by_quadrature_is_that_of_exact_enumeration() -> None:
+    p = np.random.default_rng(0).dirichlet(np.full(8, 0.7))
+    expected = np.zeros(8)
+    for slate in permutations(range(8), 3):
+        left = 1.0 - np.cumsum([0.0, *p[list(slate[:-1])]])
+        expected[list(slate)] += np.prod(p[list(slate)] / left)
+    np.testing.assert_allclose(inclusion(p, 3), expected, atol=1e-9)
+
+
+def test_every_item_is_shown_as_often_as_its_marginal_says() -> None:
+    """A catalog of 1,000 items, slates of 10, 20,000 recommendations."""
+    n_items, n_sessions = 1_000, 20_000
+    policy = a_policy(spread=0.2, n_items=n_items)
+    session = LiveSession(slate_size=10)
     p = torch.softmax(policy.logits([session])[0].double(), 0).numpy()
-    n = len(p)
-    second = p[:, None] * p[None, :] / (1 - p[:, None])
-    np.fill_diagonal(second, 0.0)
-    third = second[:, :, None] * p / (1 - p[:, None, None] - p[None, :, None])
-    third[np.arange(n), :, np.arange(n)] = third[:, np.arange(n), np.arange(n)] = 0.0
-    expected = p + second.sum(0) + third.sum((0, 1))
-    assert expected.sum() == pytest.approx(3.0)
+    expected = inclusion(p, 10)
+    assert expected.sum() == pytest.approx(10.0, abs=1e-6)
+    assert np.quantile(expected, 0.1) < 0.5 * np.quantile(expected, 0.9)
+    place = {item_id: number for number, item_id in enumerate(policy.candidates(session))}
     generator = torch.Generator().manual_seed(2)
-    shown: Counter[str] = Counter()
-    for _ in range(20):
-        for chosen in policy.recommend([session] * 1_000, generator):
-            shown.update(chosen.slate)
-            assert chosen.log_probs[0] == pytest.approx(
-                np.log(p[policy.candidates(session).index(chosen.slate[0])]), abs=1e-4
-            )
-    counts = np.array([shown[item_id] for item_id in policy.candidates(session)])
-    z = (counts - 20_000 * expected) / np.sqrt(20_000 * expected * (1 - expected))
-    # Of 60 standard normals one exceeds 4.3 with a probability of 0.001.
-    assert np.abs(z).max() < 4.3
-    assert expected.min() < 0.5 * expected.max()
+    shown = [chosen for _ in range(20) for chosen in policy.recommend([session] * (n_sessions // 20), generator)]
+    slates = np.array([[place[item_id] for item_id in chosen.slate] for chosen in shown])
+    np.testing.assert_allclose([chosen.log_probs[0] for chosen in shown], np.log(p[slates[:, 0]]), atol=1e-4)
+    counts = np.bincount(slates.ravel(), minlength=n_items)
+    assert n_sessions * expected.min() > 15
+    z = (counts - n_sessions * expected) / np.sqrt(n_sessions * expected * (1 - expected))
+    # Of 1,000 standard normals one exceeds 4.9 with a probability of 0.001.
+    assert np.abs(z).max() < 4.9
+    assert (z**2).mean() == pytest.approx(1.0, abs=0.15)
 
 
 def test_sessions_that_are_answered_together_are_answered_as_alone(policy: LivePolicy) -> None:

@@ -1,3 +1,4 @@
+import asyncio
 import hashlib
 import io
 import json
@@ -6,7 +7,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from components.interactions.batching import SessionReader
 from components.interactions.contract import RatioAssumption
 from components.interactions.importers import interaction_log
 from components.interactions.log import InteractionLog
+from components.policies.live_policy import LivePolicy
 from components.policies.policy_folder import StoredPolicy
 from services.api import build_api
 from services.messages import RecommendRequest
@@ -312,6 +314,45 @@ def test_it_may_be_told_to_answer_without_the_log_and_says_so(stored: StoredPoli
         assert told["logged"] is False and len(told["slate"]) == 4
         assert client.post("/recommend", json=BODY).json()["logged"] is True
     recommender.close()
+
+
+def test_those_who_ask_at_once_are_answered_by_one_pass_and_each_as_alone(
+    stored: StoredPolicy, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recommender = service(stored, settings(home))
+    together: list[int] = []
+    choose = LivePolicy.recommend
+
+    def counted(self: LivePolicy, sessions: Sequence[Any], generator: torch.Generator) -> Any:
+        together.append(len(sessions))
+        return choose(self, sessions, generator)
+
+    monkeypatch.setattr(LivePolicy, "recommend", counted)
+    many = [f"item-{number:04d}" for number in range(1, 41)]
+    bodies = [
+        BODY | {"user_id": f"user-{number}", "candidates": many[: 5 + 5 * number], "slate_size": 1 + number}
+        for number in range(8)
+    ]
+    bodies[3] = bodies[3] | {"context": {"nobody": "knows"}}
+
+    async def ask_all() -> list[httpx.Response]:
+        transport = httpx.ASGITransport(build_api(lambda: recommender))
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            return await asyncio.gather(*(client.post("/recommend", json=body) for body in bodies))
+
+    answers = asyncio.run(ask_all())
+    recommender.close()
+    assert [answer.status_code for answer in answers] == [200] * 3 + [422] + [200] * 4
+    assert together == [7]
+    for body, answer in zip(bodies, answers, strict=True):
+        if answer.status_code == 200:
+            told = answer.json()
+            assert len(told["slate"]) == body["slate_size"] and set(told["slate"]) <= set(body["candidates"])
+            assert told["log_prob"] == pytest.approx(asked_again(stored, body, told["slate"]), abs=1e-5)
+    rows = {row["request_id"]: row for row in logged(home, "recommendations")}
+    assert {name: json.loads(row["slate"]) for name, row in rows.items()} == {
+        answer.json()["request_id"]: answer.json()["slate"] for answer in answers if answer.status_code == 200
+    }
 
 
 def ask(recommender: Any, **changes: Any) -> Any:
