@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup run test test-slow test-services test-peers lint fix bench docs lock
+.PHONY: setup run test test-slow test-services test-peers screenshots lint fix bench docs lock
 
 setup: .venv/.ready
 
@@ -23,6 +23,10 @@ test-slow: setup
 
 test-services: setup
 	$(BIN)/pytest -m services
+
+# Pictures for the documentation, taken by the browser tests.
+screenshots: setup
+	$(BIN)/pytest -m services tests/end_to_end/test_user_interface.py --screenshots docs/screenshots
 
 # obp is installed beside the rest: its own pins reach none of ours.
 test-peers: setup

@@ -26,6 +26,11 @@ from components.policies.session_encoder import EncoderConfig, EncoderShape, Ses
 torch.set_num_threads(1)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Where `make screenshots` wants its pictures."""
+    parser.addoption("--screenshots", metavar="FOLDER", help="keep pictures that browser tests take")
+
+
 @pytest.fixture(scope="session")
 def storefront_config() -> Config:
     """A shop of 60 items and 150 users whose log has 400 sessions."""

@@ -1,6 +1,7 @@
 """One Prefect server, and one run of the loop, for all tests of this folder."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
+from playwright.sync_api import Browser, sync_playwright
 from slateloop_process import FOREIGN, LEARN_LITTLE, SMALL_SHOP, Answer, Place
 
 from flows.settings import TELEMETRY_OFF
@@ -75,3 +77,16 @@ def shop(tmp_path_factory: pytest.TempPathFactory, prefect_api: str) -> Place:
 def first_run(shop: Place) -> Answer:
     """The small shop's loop, run once."""
     return shop.call("run", "--config", "loop.toml", "--json")
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """A headless Chromium."""
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("no browser is installed: no chromium on the PATH")
+    quiet = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+    with sync_playwright() as playwright:
+        launched = playwright.chromium.launch(executable_path=chromium, args=[*quiet, "--disable-sync"])
+        yield launched
+        launched.close()
