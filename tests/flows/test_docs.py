@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
+from gate_evidence import ab, evidence
 
+from components.experiment.gate import GateConfig, decide
 from flows.command_line import app, data_app
 from flows.config import SOURCES, LoopConfig
 from flows.serving_commands import release_app, serving_app, token_app
@@ -51,6 +53,20 @@ def test_every_source_is_described(name: str, pages: str) -> None:
 @pytest.mark.parametrize("name", PlatformSettings.model_fields | ServiceSettings.model_fields)
 def test_every_variable_is_described(name: str, pages: str) -> None:
     assert f"SLATELOOP_{name.upper()}" in pages
+
+
+def test_every_check_of_the_gate_has_a_line_that_says_what_helps() -> None:
+    lines = (REPOSITORY / "docs" / "holds.md").read_text().splitlines()
+    described = {line.split("|")[1].strip() for line in lines if line.startswith("| ")}
+    guardrails = next(line for line in described if line.startswith("guardrail "))
+    reasons = decide(evidence(ab=ab()), GateConfig()).reasons
+    checks = {reason.check.removesuffix(" of the challenger").removesuffix(" of the champion") for reason in reasons}
+    assert len(checks) >= 15
+    for check in checks:
+        if check.startswith("guardrail "):
+            assert check.removeprefix("guardrail ") in guardrails
+        else:
+            assert check in described
 
 
 def test_the_published_schema_is_the_configurations() -> None:
