@@ -12,6 +12,7 @@ from components.experiment.ab import AbResult
 from flows.history import past_decisions
 from flows.numbers import duration, interval, number, share
 from flows.run_folder import FinishedRun
+from flows.run_record import Evidence
 from flows.terminal import OUTCOME_SYMBOLS, VERDICTS, verdict
 
 #: A table's rows as Prefect has them: column by name.
@@ -22,7 +23,7 @@ def publish_run(finished: FinishedRun) -> None:
     """Leave a run's artifacts; their keys begin with the loop, so that each loop's has a history of its own."""
     loop, folder = finished.run.loop, Path(finished.run.folder)
     create_markdown_artifact(summary(finished, runtime.flow_run.parameters.get("woken_by")), key=f"{loop}-run")
-    create_table_artifact(estimates_table(finished.evidence.estimates), key=f"{loop}-estimates")
+    create_table_artifact(estimates_table(finished.evidence), key=f"{loop}-estimates")
     if finished.evidence.ab is not None:
         create_table_artifact(ab_table(finished.evidence.ab), key=f"{loop}-ab-test")
     create_table_artifact(history_table(folder.parent, loop), key=f"{loop}-history")
@@ -97,9 +98,9 @@ def stages_table(finished: FinishedRun) -> Rows:
     ]
 
 
-def estimates_table(estimates: Sequence[Estimate]) -> Rows:
-    """One row for each estimate; a value that is not identified says why."""
-    return [_estimate_row(estimate) for estimate in estimates]
+def estimates_table(evidence: Evidence) -> Rows:
+    """One row for each estimate; where no value is identified, why."""
+    return [_estimate_row(estimate) for estimate in evidence.estimates or (evidence.gating,)]
 
 
 def ab_table(ab: AbResult) -> Rows:
