@@ -60,6 +60,7 @@ def edit(file: Path, **changes: Any) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1_800)
 def test_rows_that_came_later_do_not_count_and_what_cannot_be_had_again_is_refused(
     storefront_log: Log, prefect_api: str, tmp_path: Path
 ) -> None:
