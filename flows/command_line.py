@@ -49,13 +49,19 @@ def run_loop(
     settings: Settings = None,
     out: Annotated[Path | None, typer.Option("--out", help="Folder in which the run leaves its own.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Compute every stage anew.")] = False,
+    as_of: Annotated[
+        str | None, typer.Option("--as-of", help="Only what was known then counts: a date (its end in UTC) or a time.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Run the loop once: import, validate, learn, judge, decide, package, report."""
+    from flows.as_of import read_as_of, require_past
     from flows.config import load_config, source_path
 
+    known_by = [] if as_of is None else [f"as_of={read_as_of(as_of).isoformat()}"]
     # Without --source a file's own source counts.
-    loaded = load_config(config, settings or [], source)
+    loaded = load_config(config, [*(settings or []), *known_by], source)
+    require_past(loaded.as_of)
     source_path(loaded, path)
     platform = PlatformSettings()
     require_writable(out or platform.runs, "--out")
@@ -71,6 +77,40 @@ def run_loop(
     _show(Path(summary.folder), as_json)
 
 
+@app.command("replay", epilog="Example: slateloop replay shop-20261122")
+@command
+def replay_run(
+    run: Annotated[str, typer.Argument(help="Folder of a run, its name, or the beginning of that.", metavar="RUN")],
+    path: SourcePath = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder of the runs.")] = None,
+    anyway: Annotated[
+        bool, typer.Option("--anyway", help="Go on although code, lock or data have changed since.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Compute a past run's decision anew from its lineage, and compare."""
+    from flows.live_progress import live_progress
+    from flows.replay import ReplayDiffersError, read_recorded, replay
+
+    platform = PlatformSettings()
+    for sentence in read_recorded(run, out or platform.runs, path, anyway=anyway).changed:
+        say(f"warning: {sentence}")
+    with live_progress():
+        found = replay(run, out, path, anyway)
+        _let_prefect_flush()
+    if as_json:
+        print(json.dumps(found.model_dump(mode="json") | {"equal": found.equal}, indent=2))
+    else:
+        from rich.console import Console
+
+        from flows.terminal import replay_table
+
+        Console().print(replay_table(found))
+    if not found.equal:
+        differing = ", ".join(part.what for part in found.compared if not part.equal)
+        raise ReplayDiffersError(f"run {found.run}: its replay differs in: {differing}")
+
+
 @app.command("import", epilog="Example: slateloop import --source trivago --path trivago --out data/trivago")
 @command
 def import_source(
@@ -83,10 +123,12 @@ def import_source(
     as_json: AsJson = False,
 ) -> None:
     """Translate a source into the data contract, and nothing else."""
+    from flows.as_of import require_past
     from flows.config import load_config, source_path
     from flows.stages import write_source_log
 
     config = load_config(None, settings or [], source)
+    require_past(config.as_of)
     manifest = write_source_log(config, source_path(config, path), out).manifest
     if as_json:
         print(manifest.model_dump_json(indent=2))

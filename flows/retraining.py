@@ -8,13 +8,15 @@ from prefect import flow
 from components.interactions.importers import interaction_log, table
 from components.interactions.log import InteractionLog
 from flows import platform_stages, stages
+from flows.as_of import pinned
 from flows.config import LoopConfig, interaction_database, source_path
 from flows.lineage import digest_of, folder_digest
+from flows.run_artifacts import publish_run
 from flows.run_folder import enter_in_ledger, leave_run_folder
 from flows.run_record import RunSummary
 from flows.settings import PlatformSettings
 from flows.stage_store import StageRef
-from flows.tasks import Run, publish
+from flows.tasks import Run
 
 
 @flow(name="retraining")
@@ -31,12 +33,26 @@ def retraining(
     """
     torch.set_num_threads(config.threads)
     settings = PlatformSettings()
-    run = Run.open(config, settings.home, runs or settings.runs, fresh=fresh)
+    config = pinned(config, path)
+    run = Run.open(config, settings.home, runs or settings.runs, fresh=fresh, path=path)
     source = source_ref(config, path)
 
     dataset = run(stages.import_source, path=source)
     version = run(platform_stages.version_data, dataset=dataset)
     checked = run(stages.validate_log, dataset=dataset)
+    learned = learn_and_judge(run, checked)
+    policy, baseline, gate = learned["policy"], learned["baseline"], learned["gate"]
+    package = run(platform_stages.package_policy, dataset=dataset, policy=policy, baseline=baseline, gate=gate)
+    reference = run(platform_stages.write_reference, split=learned["split"], users=learned["user-model"])
+    ledger = enter_in_ledger(run, settings.home)
+
+    finished = leave_run_folder(run, version=version, package=package, reference=reference, ledger=ledger)
+    publish_run(finished)
+    return finished.run
+
+
+def learn_and_judge(run: Run, checked: StageRef) -> dict[str, StageRef]:
+    """From a log that was checked to a decision; returns the run's stages by name."""
     split = run(stages.split_sessions, checked=checked)
     users = run(stages.fit_user_model, split=split)
     behavior = run(stages.fit_behavior, split=split, users=users)
@@ -47,15 +63,8 @@ def retraining(
     estimates = run(stages.estimate_policies, **judged)
     probes = run(stages.probe_world_model, **judged, estimates=estimates)
     ab = run(stages.run_ab, split=split, policy=policy, baseline=baseline)
-    gate = run(stages.judge_evidence, checked=checked, split=split, probes=probes, estimates=estimates, ab=ab)
-    package = run(platform_stages.package_policy, dataset=dataset, policy=policy, baseline=baseline, gate=gate)
-    reference = run(platform_stages.write_reference, split=split, users=users)
-    ledger = enter_in_ledger(run, settings.home)
-
-    summary = leave_run_folder(run, version=version, package=package, reference=reference, ledger=ledger)
-    for name, markdown in summary.artifacts().items():
-        publish(name, markdown)
-    return summary.run
+    run(stages.judge_evidence, checked=checked, split=split, probes=probes, estimates=estimates, ab=ab)
+    return run.stages
 
 
 def source_ref(config: LoopConfig, path: Path | None) -> StageRef:

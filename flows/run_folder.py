@@ -3,7 +3,7 @@
 import json
 import shutil
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from flows.ledger_store import add_entry, read_ledger, summary_around
 from flows.lineage import code_digest, git_commit, lock_digest
 from flows.report import write_report
 from flows.run_record import Evidence, Forgotten, Lineage, Package, Release, RunSummary, SplitSummary, outcome_of
+from flows.stage_facts import stage_fact
 from flows.stage_store import MANIFEST, StageManifest, StageRef, clear_abandoned, staging_beside
 from flows.stages import BASELINE, POLICY, Estimates, read_ab, read_curves, read_decision
 from flows.tasks import Run
@@ -33,30 +34,16 @@ from flows.tasks import Run
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A run with what its artifacts say."""
+    """A run with what is told of it."""
 
     run: RunSummary
     evidence: Evidence
     decision: Decision
-    seconds: dict[str, float]
-
-    def artifacts(self) -> dict[str, str]:
-        """One markdown text for each stage, the decision under `gate`."""
-        evidence, decision = self.evidence, self.decision
-        texts = {stage: f"{seconds:.1f} s of computing." for stage, seconds in self.seconds.items()}
-        texts["validate"] = f"{evidence.data.n_requests:,} requests, {evidence.data.n_quarantined:,} put aside."
-        texts["world-model"] = "\n".join(f"- {part.text}" for part in evidence.trust.parts)
-        texts["probes"] = "\n".join(f"- {reason}" for reason in evidence.trust_score.reasons)
-        texts["estimates"] = "\n".join(f"- {estimate_line(part)}" for part in evidence.estimates)
-        if evidence.ab is not None:
-            ab = evidence.ab
-            texts["ab-test"] = (
-                f"{ab.treatment} {ab.treatment_mean:.3f} against {ab.control} {ab.control_mean:.3f} a session: "
-                f"{ab.difference:+.3f} ({ab.lower:+.3f} to {ab.upper:+.3f}), {ab.label}."
-            )
-        reasons = "\n".join(f"- {'✓' if reason.passed else '✗'} {reason.text}" for reason in decision.reasons)
-        texts["gate"] = f"# {decision.outcome.value.upper()}\n\n{reasons}\n\nReport: `{self.run.folder}/report.html`"
-        return texts
+    lineage: Lineage
+    facts: dict[str, str]
+    """What came out of each stage, in the order in which they ran."""
+    seconds: float
+    """From its start until its folder was there."""
 
 
 def enter_in_ledger(run: Run, home: Path) -> LedgerSummary:
@@ -120,7 +107,8 @@ def leave_run_folder(
         replace_folder(staging, run.folder)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    return FinishedRun(summary, evidence, decision, evidence.seconds)
+    facts = {name: stage_fact(name, path) for name, path in stages.items()}
+    return FinishedRun(summary, evidence, decision, lineage, facts, (datetime.now(UTC) - run.started).total_seconds())
 
 
 def past_runs(folder: Path) -> list[RunSummary]:
@@ -158,6 +146,20 @@ def read_lineage(run: Path) -> dict[str, Any]:
     except ValueError as error:
         raise InputError(f"{file}: is no run's lineage: {error}") from None
     return lineage
+
+
+def read_record(run: Path, name: str) -> dict[str, Any]:
+    """One of a past run's records as plain JSON, such as `evidence` or `decision`.
+
+    Raises:
+        InputError: it is missing or damaged.
+    """
+    file = run / f"{name}.json"
+    try:
+        record: dict[str, Any] = json.loads(file.read_bytes())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file}: is no run's {name}: {error}") from None
+    return record
 
 
 def read_mark(run: Path) -> Forgotten | None:
@@ -250,6 +252,7 @@ def _lineage(run: Run, manifest: Manifest, version: Path, package: Path) -> Line
         code_digest=code_digest(),
         lock_digest=lock_digest(),
         commit=git_commit(),
+        path=None if run.path is None else str(run.path.resolve()),
         seed=run.config.seed,
         threads=run.config.threads,
         stages={name: ref.digest for name, ref in run.stages.items()},

@@ -145,6 +145,10 @@ class Lineage(BaseModel):
     code_digest: str
     lock_digest: str
     commit: str | None
+    path: str | None = Field(
+        default=None,
+        description="File or folder that the source read; null for a simulator and the endpoint's own log.",
+    )
     seed: int
     threads: int
     stages: dict[str, str] = Field(description="Key of each stage.")

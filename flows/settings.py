@@ -56,6 +56,9 @@ def prepare_environment(settings: PlatformSettings) -> None:
         "PREFECT_HOME": str(home / "prefect"),
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",
         "PREFECT_LOGGING_LEVEL": "WARNING",
+        # What a run says of itself is for the server, which shows it; the command line keeps it off the terminal.
+        "PREFECT_LOGGING_LOGGERS_PREFECT_FLOW_RUNS_LEVEL": "INFO",
+        "PREFECT_LOGGING_LOGGERS_PREFECT_TASK_RUNS_LEVEL": "INFO",
         "BENTOML_HOME": str(home / "bentoml"),
         "MPLBACKEND": "Agg",
     }

@@ -4,12 +4,11 @@ A stage is a function of its upstream folders and the configuration; whatever it
 """
 
 import copy
-import shutil
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 import numpy as np
@@ -121,38 +120,41 @@ P = TypeVar("P", NeuralSlatePolicy, RankingPolicy)
 
 
 def write_source_log(config: LoopConfig, path: Path | None, out: Path) -> Log:
-    """Translate the configuration's source into a log in `out`.
+    """Translate the configuration's source, as it was known at `as_of`, into a log in `out`.
 
     Args:
-        config: its source and loop count.
+        config: its source, loop and `as_of` count.
         path: what `source_path` gave; without one a simulator runs, or the endpoint's own database is read.
         out: folder of the log.
 
     Raises:
-        InputError: the source cannot be read.
+        InputError: the source cannot be read, or has no times where `as_of` asks for them.
     """
+    source, as_of = config.source, config.as_of
+    if isinstance(source, interaction_log.Config):
+        # Of these tables the importer knows itself when their feedback was known.
+        return interaction_log.import_database(source, interaction_database(path), out, config.loop, as_of)
+    if as_of is None:
+        return _write_whole_log(config, path, out)
+    with TemporaryDirectory() as scratch:
+        return write_known_by(_write_whole_log(config, path, Path(scratch) / "log"), as_of, out)
+
+
+def _write_whole_log(config: LoopConfig, path: Path | None, out: Path) -> Log:
+    """All that was logged by `as_of`, whether or not its feedback was known."""
     source = config.source
     if isinstance(source, storefront.Config):
         return storefront.write_storefront_log(source, config.loop, out)
-    if isinstance(source, interaction_log.Config):
-        if config.as_of is not None and config.as_of > datetime.now(UTC):
-            raise InputError(f"as_of = {config.as_of}: lies ahead; what the endpoint will log by then is not known yet")
-        url = interaction_database(path)
-        return interaction_log.import_database(source, url, out, config.loop, config.as_of)
     assert path is not None
-    return importers()[source.name].import_log(source, path, out, config.loop)  # type: ignore[attr-defined]
+    importer = importers()[source.name]  # type: ignore[attr-defined]
+    return importer.import_log(source, path, out, config.loop, config.as_of)
 
 
 @stage("import-data", "source")
 def import_source(config: LoopConfig, path: Path, out: Path, progress: Progress) -> None:
     """Write the source's log into `out/log`, as far as it was known at `as_of`."""
     progress(f"importing {config.source.name}", 0.0)  # type: ignore[attr-defined]
-    imported = out / "log" if config.as_of is None else out / "imported"
-    log = write_source_log(config, None if path == Path() else path, imported)
-    if config.as_of is not None:
-        progress(f"keeping what was known at {config.as_of}", 0.8)
-        write_known_by(log, config.as_of, out / "log")
-        shutil.rmtree(imported)
+    write_source_log(config, None if path == Path() else path, out / "log")
 
 
 @stage("validate", "validation")

@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import Any, cast
 from uuid import UUID
 
-from prefect import task
+from prefect import get_run_logger, task
 from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import CacheKeyFnPolicy
 
 from components.world_model.training import Progress
 from flows.config import LoopConfig
 from flows.lineage import code_digest, digest_of, lock_digest
+from flows.numbers import duration
 from flows.settings import require_writable
+from flows.stage_facts import stage_fact
 from flows.stage_store import Stage, StageRef, StageStore, progress_sink, stage_key
 
 #: Seconds between two updates of a progress artifact.
@@ -33,9 +35,11 @@ class Run:
     started: datetime
     stages: dict[str, StageRef]
     reused: list[str]
+    path: Path | None = None
+    """What the source reads."""
 
     @classmethod
-    def open(cls, config: LoopConfig, home: Path, runs: Path, *, fresh: bool) -> "Run":
+    def open(cls, config: LoopConfig, home: Path, runs: Path, *, fresh: bool, path: Path | None = None) -> "Run":
         """A new run.
 
         Raises:
@@ -45,7 +49,7 @@ class Run:
         require_writable(home, "SLATELOOP_HOME")
         started = datetime.now(UTC)
         name = f"{config.loop}-{started:%Y%m%d-%H%M%S}-{os.getpid()}"
-        return cls(config, StageStore(home.resolve() / "stages"), runs.resolve() / name, fresh, started, {}, [])
+        return cls(config, StageStore(home.resolve() / "stages"), runs.resolve() / name, fresh, started, {}, [], path)
 
     def __call__(self, stage: Stage, **upstream: StageRef) -> StageRef:
         """Reuse or compute a stage; `upstream` are the stages that it reads, by role."""
@@ -56,7 +60,7 @@ class Run:
         if reuse:
             self.reused.append(stage.name)
             progress_sink.get()(stage.name, "reused", 1.0)
-        ref = run_stage.with_options(name=stage.name, refresh_cache=not reuse)(
+        ref = run_stage.with_options(name=stage.name, task_run_name=stage.name, refresh_cache=not reuse)(
             key, upstream, _Work(stage, self.config, self.store, reuse)
         )
         self.stages[stage.name] = ref
@@ -81,9 +85,12 @@ def _cache_key(context: object, parameters: dict[str, Any]) -> str:
 @task(persist_result=True, result_serializer="json", cache_policy=CacheKeyFnPolicy(cache_key_fn=_cache_key))
 def run_stage(key: str, upstream: dict[str, StageRef], work: _Work) -> StageRef:
     """The manifest on disk decides what is reused; Prefect's cache, with the same key, mirrors it."""
-    stage = work.stage
+    stage, log = work.stage, get_run_logger()
     if work.reuse:
-        return StageRef(path=work.store.folder(stage.name, key), digest=key)
+        folder = work.store.folder(stage.name, key)
+        log.info("%s: reused, %s", stage.name, stage_fact(stage.name, folder))
+        return StageRef(path=folder, digest=key)
+    log.info("%s: begins", stage.name)
     started = time.monotonic()
     folders = {role: ref.path for role, ref in upstream.items()}
 
@@ -91,7 +98,9 @@ def run_stage(key: str, upstream: dict[str, StageRef], work: _Work) -> StageRef:
         stage.compute(work.config, **folders, out=out, progress=_progress(stage.name))
 
     ref = work.store.write(stage.name, key, compute, {role: item.digest for role, item in upstream.items()})
-    progress_sink.get()(stage.name, f"done in {time.monotonic() - started:.0f} s", 1.0)
+    took = time.monotonic() - started
+    log.info("%s: done in %s, %s", stage.name, duration(took), stage_fact(stage.name, ref.path))
+    progress_sink.get()(stage.name, f"done in {took:.0f} s", 1.0)
     return ref
 
 
@@ -112,5 +121,5 @@ def _progress(name: str) -> Progress:
 
 
 def publish(name: str, markdown: str) -> None:
-    """The one artifact of a stage, for whoever looks at the run in Prefect."""
+    """A text for whoever looks at the run in Prefect."""
     create_markdown_artifact(markdown, key=name)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from flows.ab_report import AbReport
     from flows.benchmarks import Document
     from flows.load_test import LoadTest
+    from flows.replay import Replay
     from flows.run_record import Forgotten, RunSummary
     from flows.simulation import SimulationSummary
     from services.access import Token
@@ -125,6 +126,14 @@ def runs_table(runs: Sequence["RunSummary"], marks: Sequence["Forgotten | None"]
             Text(f"{run.started:%Y-%m-%d %H:%M %Z}".strip()),
             *([Text(f"{mark.at:%Y-%m-%d}" if mark else "")] if any(marks) else []),
         )
+    return table
+
+
+def replay_table(replay: "Replay") -> Table:
+    """One line for each result of a run beside that of its replay."""
+    table = _plain_table("result", "then", "now", "equal")
+    for part in replay.compared:
+        table.add_row(part.what, part.recorded, part.replayed, "yes" if part.equal else "NO")
     return table
 
 

@@ -5,17 +5,25 @@ from pathlib import Path
 
 import polars as pl
 
+from components.errors import InputError
 from components.interactions.log_folder import Log, write_log
 
 
 def write_known_by(log: Log, as_of: datetime, out: Path) -> Log:
     """Write the requests whose feedback was known by a time; sessions that lose requests end there, censored.
 
-    A session is kept up to its first request that was not known yet. Requests without times are kept.
+    A session is kept up to its first request that was not known yet. Requests without times are kept, for validation to
+    judge, unless the log has none.
 
     Raises:
+        InputError: the log has no times.
         ContractError: nothing was known by then.
     """
+    if not log.manifest.has_times:
+        raise InputError(
+            f"as_of = {as_of.isoformat()}: source {log.manifest.source!r} has no times here, so what was known then "
+            "cannot be told; leave as_of out"
+        )
     candidates = log.candidate_table()
     parts = (_known(part, as_of) for part in log.parts())
     return write_log(out, log.manifest, parts, log.items(), candidates if candidates.height else None)

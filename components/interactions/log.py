@@ -15,7 +15,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -332,6 +332,24 @@ class InteractionLog:
         )
         with self.reading() as connection:
             return _json([list(connection.execute(rows).one()) for rows in (asked, told)])
+
+    def end(self, loop: str) -> datetime | None:
+        """When a loop's last row came, a recommendation or feedback; None where it has none.
+
+        Raises:
+            InputError: there is no interaction log.
+            LogUnavailableError: the database cannot be reached.
+        """
+        shown, heard = RECOMMENDATIONS.c, FEEDBACK.c
+        asked = sa.select(sa.func.max(shown.shown_at)).where(shown.loop == loop)
+        told = (
+            sa.select(sa.func.max(heard.received_at))
+            .join_from(FEEDBACK, RECOMMENDATIONS, shown.request_id == heard.request_id)
+            .where(shown.loop == loop)
+        )
+        with self.reading() as connection:
+            times = [time for time in map(connection.scalar, (asked, told)) if time is not None]
+        return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=max(times)) if times else None
 
     @contextmanager
     def writing(self) -> Iterator[sa.Connection]:

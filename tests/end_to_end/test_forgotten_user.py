@@ -2,51 +2,15 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 import pytest
+from endpoint_log import KEY, write_interactions
 from slateloop_process import LEARN_LITTLE, Answer, Place
 
-from components.interactions.log import Heard, InteractionLog, Recommended
 from components.interactions.log_folder import Log, open_log
 from flows.run_record import Lineage
 from services.settings import user_hash
-
-KEY = "a key of sixteen or more"
-
-
-def write_interactions(source: Log, url: str) -> None:
-    """The shop's log as the endpoint would have written it."""
-    table = dict(source.candidate_table().iter_rows())
-    shown, heard = [], []
-    for row in source.scan().sort("timestamp").collect().iter_rows(named=True):
-        at = round(row["timestamp"].timestamp() * 1e6)
-        shown.append(
-            Recommended(
-                request_id=row["request_id"],
-                loop="shop",
-                user_id=user_hash(KEY.encode(), row["user_id"]),
-                session_id=None,
-                shown_at=at,
-                candidates=tuple(row["candidates"] or table[row["candidates_digest"]]),
-                catalog=False,
-                slate=tuple(row["slate"]),
-                log_probs=tuple(row["position_log_probs"]),
-                events=(),
-                context=row["context"],
-                policy="shop:1",
-                arm="champion",
-                experiment=1,
-                question="",
-            )
-        )
-        told: dict[str, Any] = {"clicked": tuple(row["clicked"]), "purchased": tuple(row["purchased"])}
-        heard.append(Heard(row["request_id"], "f", at + 1, **told))
-    log = InteractionLog(url)
-    log.upgrade()
-    log.write([shown], heard)
-    log.engine.dispose()
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """The whole loop, its parts as they are, on a very small shop."""
 
+import json
 import os
 import re
 import shutil
@@ -99,7 +100,10 @@ def test_in_another_home_and_without_a_server_the_weights_are_the_same_bytes(fir
     assert (run_folder(other) / POLICY).read_bytes() == (run_folder(first_run) / POLICY).read_bytes()
 
 
-def test_the_server_shows_the_run_its_stages_and_an_artifact_of_each(first_run: Answer, prefect_api: str) -> None:
+@pytest.fixture
+def shown(first_run: Answer, prefect_api: str) -> Callable[..., list[dict[str, Any]]]:
+    """What the server knows of the first run, by the kind of thing."""
+
     def ask(what: str, **question: Any) -> list[dict[str, Any]]:
         answer = httpx.post(f"{prefect_api}/{what}/filter", json={"limit": 200} | question, timeout=30)
         answer.raise_for_status()
@@ -110,13 +114,51 @@ def test_the_server_shows_the_run_its_stages_and_an_artifact_of_each(first_run: 
     run = next(run for run in runs if run["start_time"][:16] == first_run.document["run"]["started"][:16])
     assert run["state_type"] == "COMPLETED"
     assert run["parameters"]["config"]["source"]["n_sessions"] == 800
-    own = {"flow_runs": {"id": {"any_": [run["id"]]}}}
-    tasks = {task["name"].rpartition("-")[0]: task["state_type"] for task in ask("task_runs", **own)}
-    assert tasks == dict.fromkeys(STAGES, "COMPLETED")
-    artifacts = ask("artifacts", **own)
-    assert {artifact["key"] for artifact in artifacts if artifact["type"] == "markdown"} == set(STAGES)
-    gate = next(artifact["data"] for artifact in artifacts if artifact["key"] == "gate")
-    assert gate.startswith(f"# {first_run.document['decision']['outcome'].upper()}")
+    return lambda what, **question: ask(what, flow_runs={"id": {"any_": [run["id"]]}}, **question)
+
+
+def test_the_server_shows_the_runs_stages_by_their_names(shown: Callable[..., list[dict[str, Any]]]) -> None:
+    assert {task["name"]: task["state_type"] for task in shown("task_runs")} == dict.fromkeys(STAGES, "COMPLETED")
+    progress = {artifact["key"] for artifact in shown("artifacts") if artifact["type"] == "progress"}
+    assert progress == {f"{stage}-progress" for stage in STAGES}
+
+
+def test_the_server_shows_one_text_of_the_run_with_the_decision_on_top(
+    shown: Callable[..., list[dict[str, Any]]], first_run: Answer
+) -> None:
+    artifacts = {artifact["key"]: artifact for artifact in shown("artifacts") if artifact["type"] != "progress"}
+    assert set(artifacts) == {"shop-run", "shop-estimates", "shop-ab-test", "shop-history", "shop-report"}
+    document = first_run.document
+    text = artifacts["shop-run"]["data"]
+    assert document["decision"]["outcome"].upper() in text.splitlines()[0]
+    for said in (document["run"]["run"], document["lineage"]["policy_tag"], document["lineage"]["baseline_tag"]):
+        assert said in text
+    for reason in document["decision"]["reasons"]:
+        assert (reason["check"] if reason["passed"] else reason["text"]) in text
+    for stage in STAGES:
+        assert f"\n| {stage} | " in text
+    for page in re.findall(r"`file://([^`]*)`", text):
+        assert Path(page).exists(), page
+    assert "Woken by" not in text
+    estimates = json.loads(artifacts["shop-estimates"]["data"])
+    assert [row["estimator"] for row in estimates] == [
+        estimate["estimator"] for estimate in document["evidence"]["estimates"]
+    ]
+    assert json.loads(artifacts["shop-ab-test"]["data"])[0]["metric"] == "reward of a session"
+    history = json.loads(artifacts["shop-history"]["data"])
+    assert (history[0]["run"], history[0]["policy"]) == (document["run"]["run"], document["lineage"]["policy_tag"])
+    assert f"{document['run']['folder']}/report.html" in artifacts["shop-report"]["data"]
+
+
+def test_the_server_has_a_line_of_each_stages_beginning_and_of_what_came_of_it(
+    shown: Callable[..., list[dict[str, Any]]],
+) -> None:
+    lines = [line["message"] for line in shown("logs", sort="TIMESTAMP_ASC")]
+    told = [line for line in lines if line.partition(":")[0] in STAGES]
+    for stage, (begins, done) in zip(STAGES, zip(told[::2], told[1::2], strict=True), strict=True):
+        assert begins == f"{stage}: begins"
+        assert re.match(rf"{stage}: done in [\d.]+.(s|min \d\d.s), .+", done), done
+    assert any(re.match(r"validate: done in .*, [\d,]+ requests, \d+ put aside$", line) for line in told)
 
 
 def test_the_library_reproduces_the_log_prob_of_a_slate_served_by_the_loops_bento(

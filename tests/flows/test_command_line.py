@@ -107,6 +107,11 @@ def fits(value: Any, schema: dict[str, Any]) -> bool:
     ("arguments", "words"),
     [
         (["run", "--set", "reinforce.gama=1"], ["unknown key 'reinforce.gama'", "gamma"]),
+        (["run", "--as-of", "yesterday"], ["--as-of yesterday: expected a date", "2026-05-01T12:00:00Z"]),
+        (["run", "--as-of", "2999-01-01"], ["as_of = 2999-01-01T23:59:59.999999+00:00: lies ahead"]),
+        (["run", "--set", "as_of=2999-01-01T00:00:00Z"], ["as_of = 2999-01-01T00:00:00+00:00: lies ahead"]),
+        (["import", "--source", "log", "--out", "x", "--set", "as_of=2999-01-01T00:00:00Z"], ["lies ahead"]),
+        (["replay", "nothing"], ["run 'nothing': 0 runs in"]),
         (["run", "--set", "ab.sessions=1"], ["ab.sessions = 1", "greater than or equal to 100"]),
         (
             ["run", "--source", "shop"],

@@ -1,12 +1,14 @@
 """Importers translate a source into the contract: one file a source, found by looking into this folder.
 
 An importer's module holds `Config`, a frozen pydantic model whose `name` is the literal name of the source, and
-`import_log(config, path, out, loop)`, which reads the source's folder `path` and writes a log into `out`. A file whose
-name begins with an underscore is no source; `_reading.py` holds what the importers share.
+`import_log(config, path, out, loop, until)`, which reads the source's folder `path` and writes a log into `out`: of
+what was logged by `until`, where that is given. A file whose name begins with an underscore is no source; `_reading.py`
+holds what the importers share.
 """
 
 import importlib
 import pkgutil
+from datetime import datetime
 from pathlib import Path
 from typing import Protocol, cast, runtime_checkable
 
@@ -21,8 +23,10 @@ class Importer(Protocol):
 
     Config: type[BaseModel]
 
-    def import_log(self, config: BaseModel, path: Path, out: Path, loop: str) -> Log:
+    def import_log(self, config: BaseModel, path: Path, out: Path, loop: str, until: datetime | None = None) -> Log:
         """Translate the source in `path` into a log in `out`.
+
+        Where the source has times, `until` leaves out what was logged later, as if it ended there.
 
         Raises:
             InputError: a file is missing or cannot be read as what it should be.

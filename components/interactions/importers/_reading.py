@@ -1,6 +1,7 @@
 """What the importers share: reading a source with errors that say what to mend, and cutting it into whole sessions."""
 
 from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime
 from pathlib import Path
 
 import polars as pl
@@ -148,6 +149,20 @@ def end_of_session(is_last: pl.Expr, still_going: pl.Expr, otherwise: str = "lef
     """`session_end`: null before the last row, `censored` where the log stopped first, else as stated."""
     end = pl.when(still_going.fill_null(False)).then(pl.lit("censored")).otherwise(pl.lit(otherwise))
     return pl.when(is_last).then(end).alias("session_end")
+
+
+def logged_by(rows: pl.LazyFrame, time: pl.Expr, until: datetime | None, path: Path) -> pl.LazyFrame:
+    """Rows that are not later than a time, as if the file ended there; those without one stay, for validation to judge.
+
+    Raises:
+        InputError: there are none.
+    """
+    if until is None:
+        return rows
+    logged = rows.filter((time <= until).fill_null(True))
+    if collect(logged.select(ROW).head(1), path).is_empty():
+        raise InputError(f"{path}: holds nothing that was logged by {until.isoformat()}; expected at least one row")
+    return logged
 
 
 def from_unix(seconds: pl.Expr, per_second: int = 1) -> pl.Expr:

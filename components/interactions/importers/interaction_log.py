@@ -89,13 +89,13 @@ class Config(BaseModel):
     reward: Reward = Reward()
 
 
-def import_log(config: Config, path: Path, out: Path, loop: str) -> Log:
-    """Translate the SQLite database in the file `path` into a log in `out`.
+def import_log(config: Config, path: Path, out: Path, loop: str, until: datetime | None = None) -> Log:
+    """Translate the SQLite database in the file `path` into a log in `out`, as it was at `until`.
 
     Raises:
         InputError: as `import_database`.
     """
-    return import_database(config, f"sqlite:///{path}", out, loop)
+    return import_database(config, f"sqlite:///{path}", out, loop, until)
 
 
 def import_database(

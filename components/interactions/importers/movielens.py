@@ -14,7 +14,8 @@ Harper and Konstan, "The MovieLens Datasets: History and Context", ACM TiiS 5(4)
 import gzip
 import zlib
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
@@ -30,6 +31,7 @@ from components.interactions.importers._reading import (
     complete,
     from_unix,
     in_parts,
+    logged_by,
     plain_or_gzipped,
     refuse,
     require_columns,
@@ -86,8 +88,10 @@ class _Layout:
     read_movies: Callable[[Path], pl.LazyFrame]
 
 
-def import_log(config: Config, path: Path, out: Path, loop: str) -> Log:
+def import_log(config: Config, path: Path, out: Path, loop: str, until: datetime | None = None) -> Log:
     """Translate the ratings in the folder `path` into a log in `out`.
+
+    `until` leaves out what was logged later, as if the file ended there.
 
     Raises:
         InputError: no known layout lies there, one of its files is damaged or holds something unexpected, or no
@@ -96,6 +100,7 @@ def import_log(config: Config, path: Path, out: Path, loop: str) -> Log:
     users, movies, ratings = _read(path)
     _check(users, movies, ratings)
     source = ratings.path
+    ratings = replace(ratings, rows=logged_by(ratings.rows, pl.col("timestamp"), until, source))
     in_order = ratings.rows.drop_nulls("timestamp").sort("user_id", "timestamp", ROW)
     timed = collect(in_order.with_columns(_rating()), source)
     if timed.is_empty():

@@ -8,6 +8,7 @@ arXiv 2008.07146.
 """
 
 import hashlib
+from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
@@ -30,6 +31,7 @@ from components.interactions.importers._reading import (
     complete,
     from_iso,
     in_batches,
+    logged_by,
     plain_or_gzipped,
     refuse,
     require_columns,
@@ -56,8 +58,10 @@ class Config(BaseModel):
     )
 
 
-def import_log(config: Config, path: Path, out: Path, loop: str) -> Log:
+def import_log(config: Config, path: Path, out: Path, loop: str, until: datetime | None = None) -> Log:
     """Translate `{policy}/{campaign}.csv` and `{campaign}_item_context.csv` below `path`, plain or gzipped, into a log.
+
+    `until` leaves out what was logged later, as if the file ended there.
 
     Raises:
         InputError: a file is missing or damaged, or a column or value is not what the data set published.
@@ -70,6 +74,7 @@ def import_log(config: Config, path: Path, out: Path, loop: str) -> Log:
     logged = ("timestamp", "item_id", "position", "click", "propensity_score", *USER_FEATURES)
     require_columns(rows, dict.fromkeys((*logged, *_affinities(candidates)), "text"), source)
     _check(rows, candidates, source)
+    rows = logged_by(rows, from_iso(pl.col("timestamp")), until, source)
     manifest = Manifest(
         loop=loop,
         source="obd",

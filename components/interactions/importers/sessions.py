@@ -11,6 +11,7 @@ Two sets are recognized by the files in the folder:
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
@@ -22,10 +23,12 @@ from components.errors import InputError
 from components.interactions.contract import TIMESTAMP, Evidence, Manifest, RatioAssumption, Reward
 from components.interactions.importers._click_sequences import NO_SLATES, sequence_rows
 from components.interactions.importers._reading import (
+    ROW,
     collect,
     complete,
     from_unix,
     in_parts,
+    logged_by,
     refuse,
     require_columns,
     scan,
@@ -65,15 +68,19 @@ class _ClickSet:
     limits: tuple[str, ...]
 
 
-def import_log(config: Config, path: Path, out: Path, loop: str) -> Log:
+def import_log(config: Config, path: Path, out: Path, loop: str, until: datetime | None = None) -> Log:
     """Translate the click sequences in the folder `path` into a log in `out`.
+
+    `until` leaves out what was logged later, as if the file ended there.
 
     Raises:
         InputError: no known set lies there, or one of its files is damaged or holds something unexpected.
     """
     click_set = _recognize(path)
-    sessions = click_set.read(path)
     source = path / click_set.files[0]
+    sessions = click_set.read(path)
+    if click_set.has_times and until is not None:
+        sessions = _viewed_by(sessions, until, source)
     lengths = collect(sessions.select("session_id", n_views=pl.col("items").list.len()), source)
     long_enough = lengths.filter(pl.col("n_views") >= config.min_length)
     chosen = _sample(long_enough, config.max_sessions)
@@ -106,6 +113,12 @@ def import_log(config: Config, path: Path, out: Path, loop: str) -> Log:
         for part in in_parts(sessions, sizes, source)
     )
     return write_log(out, manifest, parts, items)
+
+
+def _viewed_by(sessions: pl.LazyFrame, until: datetime, source: Path) -> pl.LazyFrame:
+    """The sessions as far as they had come; those that had not begun are not among them."""
+    views = logged_by(sessions.explode("items", "times").with_row_index(ROW), pl.col("times"), until, source)
+    return views.group_by("session_id", maintain_order=True).agg("items", "times")
 
 
 def _with_times(sessions: pl.DataFrame) -> pl.DataFrame:

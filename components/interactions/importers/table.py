@@ -7,6 +7,7 @@ with a sentence in the manifest's limits.
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
@@ -16,7 +17,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from components.errors import InputError
 from components.interactions.contract import EVENTS, TIMESTAMP, Evidence, Feature, Manifest, Reward
 from components.interactions.importers._cells import Cells, MappedFile, Target
-from components.interactions.importers._reading import ROW, collect, complete, end_of_session, in_parts, refuse, scan
+from components.interactions.importers._reading import (
+    ROW,
+    collect,
+    complete,
+    end_of_session,
+    in_parts,
+    logged_by,
+    refuse,
+    scan,
+)
 from components.interactions.importers._table_mapping import Items, MappedFeature, TableMapping, read_mapping
 from components.interactions.log_folder import Log, write_log
 
@@ -32,8 +42,10 @@ class Config(BaseModel):
     )
 
 
-def import_log(config: Config, path: Path, out: Path, loop: str) -> Log:
+def import_log(config: Config, path: Path, out: Path, loop: str, until: datetime | None = None) -> Log:
     """Translate the table in `path`, a file or the folder that holds it, into a log in `out`.
+
+    `until` leaves out what was logged later, as if the file ended there.
 
     Raises:
         InputError: a file is missing or damaged, the mapping has an unknown key or contradicts itself, a mapped column
@@ -49,6 +61,8 @@ def import_log(config: Config, path: Path, out: Path, loop: str) -> Log:
     source = path / mapping.log.file if path.is_dir() and mapping.log.file else path
     file = MappedFile(source, scan(source), mapping.log.list_separator)
     rows = file.typed(_log_cells(file, mapping))
+    if mapping.columns.timestamp:
+        rows = logged_by(rows, pl.col("timestamp"), until, source)
     items, item_features = _items_of_log(rows, source) if mapping.items is None else _catalog(mapping.items, folder)
     manifest = _manifest(mapping, mapping_path, rows, source, loop, item_features)
     sizes = collect(rows.group_by("session_id", maintain_order=True).agg(n_rows=pl.len()), source)

@@ -5,6 +5,7 @@ before it (images, info, deals, ratings, searches for an item) stands in `events
 orders name no item and are left out, as are sessions without a clickout: they recorded no list.
 """
 
+from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
@@ -20,6 +21,7 @@ from components.interactions.importers._reading import (
     end_of_session,
     from_unix,
     in_parts,
+    logged_by,
     refuse,
     require_columns,
     scan,
@@ -63,8 +65,10 @@ class Config(BaseModel):
     )
 
 
-def import_log(config: Config, path: Path, out: Path, loop: str) -> Log:
+def import_log(config: Config, path: Path, out: Path, loop: str, until: datetime | None = None) -> Log:
     """Translate `sessions.parquet` in the folder `path` into a log in `out`.
+
+    `until` leaves out what was logged later, as if the file ended there.
 
     Raises:
         InputError: the file is missing or damaged, or a column or value is not what the challenge published.
@@ -73,6 +77,7 @@ def import_log(config: Config, path: Path, out: Path, loop: str) -> Log:
     rows = scan(source)
     require_columns(rows, _COLUMNS, source)
     _check(rows, source)
+    rows = logged_by(rows, from_unix(pl.col("timestamp")), until, source)
     sessions = collect(
         rows.group_by("session_id", maintain_order=True).agg(
             n_rows=pl.len(),

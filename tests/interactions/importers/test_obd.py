@@ -255,3 +255,10 @@ def test_the_real_logs_have_known_counts_and_weights_that_average_about_one(
     n_requests, clicks, weight = facts.collect().row(0)
     assert (n_requests, clicks) == (8_000, n_clicks)
     assert weight == pytest.approx(mean_weight, abs=0.005)
+
+
+def test_of_a_moment_it_holds_what_was_logged_by_then(tmp_path: Path) -> None:
+    data_set(tmp_path)
+    until = datetime(2019, 11, 24, 0, 0, 18, tzinfo=UTC)
+    log = obd.import_log(obd.Config(campaign="men", policy="bts"), tmp_path, tmp_path / "log", "fashion", until)
+    assert rows(log, "session_id") == [("bts-1",)]
