@@ -97,9 +97,8 @@ def worker_command(limit: int) -> list[str]:
     Args:
         limit: runs that it may be at at once.
     """
-    return [sys.executable, "-m", "prefect", "worker", "start"] + [
-        *("--pool", POOL, "--type", "process", "--limit", str(limit), "--with-healthcheck")
-    ]
+    options = ["--pool", POOL, "--type", "process", "--limit", str(limit), "--with-healthcheck"]
+    return [sys.executable, "-m", "prefect", "worker", "start", *options]
 
 
 def worker_part(port: int, limit: int) -> Part:

@@ -81,13 +81,13 @@ def start_platform(
     from flows import platform
     from flows.config import load_config, source_path
 
-    loop = load_config(config, settings or []).loop
-    source_path(load_config(config, settings or []), path)
+    loaded = load_config(config, settings or [])
+    source_path(loaded, path)
     home = PlatformSettings().home.resolve()
     server = platform.server_part(prefect_port)
     worker = platform.worker_part(worker_port, limit)
     evidently = platform.evidently_part(home / "evidently", evidently_port)
-    bento = _bento_to_serve(loop)
+    bento = _bento_to_serve(loaded.loop)
     endpoint = [] if bento is None else [platform.endpoint_part(bento, endpoint_port)]
     parts = [server, worker, *endpoint, evidently]
     platform.require_free_ports(parts)
@@ -104,7 +104,7 @@ def start_platform(
             running.start(worker)
             for part in parts:
                 running.wait_for(part)
-            _show_addresses(parts, server, home)
+            _show_addresses(parts, server, home / "platform")
             running.watch()
         except KeyboardInterrupt:
             return
@@ -127,9 +127,7 @@ def _bento_to_serve(loop: str) -> str | None:
     if bento is None:
         say(f"no endpoint: nothing is packaged yet. `slateloop run --set loop={loop}` packages a policy")
     elif not released:
-        say(
-            f"no endpoint: loop {loop!r} has no release. `slateloop release promote --loop {loop} --policy TAG` makes one"
-        )
+        say(f"no endpoint: loop {loop!r} has no release; `slateloop release promote --policy TAG` makes the first one")
         return None
     return bento
 
@@ -142,11 +140,11 @@ def _deploy_command(config: Path | None, settings: list[str], path: Path | None,
     return [sys.executable, "-m", "flows.command_line", "deploy", *options]
 
 
-def _show_addresses(parts: "Sequence[Part]", server: "Part", home: Path) -> None:
+def _show_addresses(parts: "Sequence[Part]", server: "Part", logs: Path) -> None:
     from rich.console import Console
 
     from flows.terminal import addresses_table
 
-    Console().print(addresses_table({part.name: part.address for part in parts}, home / "platform"))
-    print(f"PREFECT_API_URL={server.address}/api   # in another shell, so that its runs show up here")
-    print("Ctrl-C ends all of them.", flush=True)
+    Console().print(addresses_table({part.name: part.address for part in parts}))
+    print(f"Runs of another shell show up here with PREFECT_API_URL={server.address}/api")
+    print(f"Each part's output is in {logs}. Ctrl-C ends them all.", flush=True)

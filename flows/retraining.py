@@ -42,14 +42,15 @@ def retraining(
         woken_by: the event that asks for this run, in words; nothing but whether it runs depends on it.
     """
     settings = PlatformSettings()
-    with turn(config.loop, settings.home):
+    say = get_run_logger().warning
+    with turn(config.loop, settings.home, say):
         if woken_by is not None:
             now = datetime.now(UTC)
             if reason := too_soon(config.loop, settings.home, settings.cooldown_hours, now):
                 # Who calls the flow is told by Prefect's CancelledRun.
                 return Cancelled(name="Skipped", message=reason)  # type: ignore[return-value]
             note_waking(config.loop, settings.home, woken_by, now)
-            get_run_logger().warning("woken by: %s", woken_by)
+            say(f"woken by: {woken_by}")
             publish("woken-by", woken_by)
         return retrain(config, path, runs, fresh)
 

@@ -136,11 +136,11 @@ def tokens_table(tokens: Sequence["Token"]) -> Table:
     return table
 
 
-def addresses_table(addresses: Mapping[str, str], logs: Path) -> Table:
-    """Where each part of a platform is found, and its output."""
-    table = _plain_table("part", "address", "log")
-    for name, address in addresses.items():
-        table.add_row(name, address, str(logs / f"{name}.log"))
+def addresses_table(addresses: Mapping[str, str]) -> Table:
+    """Where each part of a platform is found."""
+    table = _plain_table("part", "address")
+    for part, address in addresses.items():
+        table.add_row(part, address)
     return table
 
 

@@ -8,12 +8,11 @@ alike, with a Prefect server or without. Machines that share no folder are held 
 import fcntl
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from prefect.logging import get_run_logger
 from pydantic import BaseModel, ConfigDict, Field
 
 from components.interactions.stored_copies import staging_file
@@ -33,8 +32,13 @@ class Waking(BaseModel):
 
 
 @contextmanager
-def turn(loop: str, home: Path) -> Iterator[None]:
-    """Hold the loop's turn; waits, and says so, while another run of the loop holds it.
+def turn(loop: str, home: Path, say: Callable[[str], None]) -> Iterator[None]:
+    """Hold the loop's turn; waits while another run of the loop holds it.
+
+    Args:
+        loop: whose turn it is.
+        home: the platform's folder.
+        say: is told once that one waits, and for whom.
 
     Raises:
         InputError: the folder of turns cannot be written.
@@ -45,7 +49,7 @@ def turn(loop: str, home: Path) -> Iterator[None]:
             if not waited:
                 file.seek(0)
                 holder = file.read().strip() or "another process"
-                get_run_logger().warning("waits for the retraining of loop %r that %s is at", loop, holder)
+                say(f"waits for the retraining of loop {loop!r} that {holder} is at")
             waited = True
             time.sleep(PATIENCE)
         file.truncate(0)

@@ -66,7 +66,7 @@ def newest_bento() -> str | None:
     """Exact tag of the Bento that was built last; None where there is none."""
     import bentoml
 
-    bentos = bentoml.list(BENTO_NAME)
+    bentos = [bento for bento in bentoml.list() if bento.tag.name == BENTO_NAME]
     return str(max(bentos, key=lambda bento: bento.creation_time).tag) if bentos else None
 
 

@@ -1,0 +1,111 @@
+"""What can be known of prefect.yaml without a server."""
+
+from datetime import timedelta
+from pathlib import Path
+from uuid import uuid4
+
+import jsonschema
+import pytest
+import yaml
+
+from components.errors import InputError
+from flows.config import LoopConfig
+from flows.settings import PlatformSettings
+
+REPOSITORY = Path(__file__).parents[2]
+DOCUMENT = yaml.safe_load((REPOSITORY / "prefect.yaml").read_text())
+ENTRIES = [
+    pytest.param(entry, id=entry["entrypoint"])
+    for entry in DOCUMENT["deployments"]
+    if (REPOSITORY / entry["entrypoint"].partition(":")[0]).is_file()
+]
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_every_entry_names_a_flow_and_parameters_that_it_takes(entry: dict[str, object]) -> None:
+    from prefect.client.schemas.schedules import CronSchedule
+    from prefect.utilities.callables import parameter_schema
+
+    from flows.deploying import PlannedDeployment
+
+    plan = PlannedDeployment.model_validate(entry)
+    flow = plan.flow()
+    assert flow.validate_parameters(plan.parameters)
+    jsonschema.validate(plan.parameters, parameter_schema(flow).model_dump_for_openapi())
+    for schedule in plan.schedules:
+        assert CronSchedule(cron=schedule.cron, timezone=schedule.timezone).timezone == "UTC"
+        assert not schedule.active, "schedules are off until somebody wants them"
+    assert plan.concurrency_limit.limit == 1
+
+
+def test_no_entry_names_a_folder_of_this_machine() -> None:
+    text = (REPOSITORY / "prefect.yaml").read_text()
+    assert "pull:" not in text
+    assert str(REPOSITORY) not in text
+
+
+def test_what_is_deployed_is_what_starts_by_itself() -> None:
+    found = {
+        entry["entrypoint"]: [one["cron"] for one in entry.get("schedules", [])] for entry in DOCUMENT["deployments"]
+    }
+    assert found == {
+        "flows/retraining.py:retraining": ["0 3 * * *"],
+        "flows/drift_monitoring.py:drift_monitoring": ["10 * * * *"],
+        "flows/ab_report.py:ab_report": ["30 2 * * *"],
+        "flows/benchmarking.py:benchmark": [],
+    }
+
+
+def test_the_form_of_a_retraining_has_bounds_and_help() -> None:
+    from prefect.utilities.callables import parameter_schema
+
+    from flows.retraining import retraining
+
+    schema = parameter_schema(retraining).model_dump_for_openapi()
+    gamma = schema["definitions"]["ReinforceConfig"]["properties"]["gamma"]
+    assert {"minimum", "maximum"} <= set(gamma) or {"exclusiveMinimum", "exclusiveMaximum"} & set(gamma)
+    assert gamma["description"]
+    assert "event" in schema["properties"]["woken_by"]["description"]
+    assert schema["required"] == ["config"]
+
+
+def test_without_a_server_deploying_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    from flows.deploying import deploy
+
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    with pytest.raises(InputError, match="PREFECT_API_URL is not set"):
+        deploy(None, [])
+
+
+def test_drift_of_one_loop_wakes_that_loop_and_no_other() -> None:
+    from flows.automations import automations_of
+    from flows.events import LoopEvent, loop_resource
+
+    retraining = uuid4()
+    first, *_ = automations_of("shop", {"retraining/shop": retraining}, timedelta(hours=24))
+    trigger = first.trigger.model_dump()
+    assert trigger["expect"] == {LoopEvent.DRIFTED}
+    assert first.trigger.match.root == {"prefect.resource.id": loop_resource("shop")}
+    assert trigger["within"] == timedelta(hours=24)
+    assert first.actions[0].deployment_id == retraining
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("COOLDOWN_HOURS", "a day"), ("COOLDOWN_HOURS", "-1"), ("RUN_HOURS", "0"), ("RUN_HOURS", "nan")]
+)
+def test_a_wrong_setting_is_named_with_what_was_seen(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(f"SLATELOOP_{name}", value)
+    with pytest.raises(InputError, match=f"SLATELOOP_{name} = {value!r}"):
+        PlatformSettings()
+
+
+def test_a_loops_own_paths_travel_whole(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from flows.config import load_config
+    from flows.deploying import _of_loop
+
+    monkeypatch.chdir(tmp_path)
+    config = load_config(None, ["source.mapping=mapping.toml"], "table")
+    parameters = _of_loop(config, Path("log.csv"))
+    assert parameters["path"] == str(tmp_path / "log.csv")
+    assert parameters["config"]["source"]["mapping"] == str(tmp_path / "mapping.toml")
+    assert LoopConfig.model_validate(parameters["config"]).source.name == "table"  # type: ignore[attr-defined]
