@@ -9,7 +9,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import httpx
@@ -29,6 +31,12 @@ import sys, time
 from flows.events import LoopEvent, emit
 for number in range(int(sys.argv[1])):
     emit(LoopEvent.DRIFTED, "tiny", f"psi of the slates' entropy is 0.{number + 10}", {"psi": 0.1})
+"""
+SINK = """
+import sys
+from prefect.blocks.notifications import CustomWebhookNotificationBlock
+text = {"text": "{{subject}}: {{body}}"}
+CustomWebhookNotificationBlock(name="sink", url=sys.argv[1], json_data=text).save("sink", overwrite=True)
 """
 DEPLOY = """
 from datetime import timedelta
@@ -206,6 +214,53 @@ def test_a_run_of_the_command_line_waits_while_another_retrains_the_loop(place: 
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
     assert len(lineages(place)) == 2
+
+
+def test_a_run_that_is_stuck_times_out(server: Server, place: Place) -> None:
+    hurried = replace(place)
+    hurried.environment["SLATELOOP_RUN_HOURS"] = str(3 / 3_600)
+    with turn("tiny", place.root / "home", lambda message: None):
+        assert hurried.call("run", "--config", "loop.toml").code == 1
+    assert server.runs()[-1]["state"]["name"] == "TimedOut"
+
+
+def test_a_failed_check_and_a_failed_run_are_told(server: Server, place: Place) -> None:
+    heard: list[dict[str, Any]] = []
+    telling = replace(place)
+    telling.environment["SLATELOOP_NOTIFY"] = "custom-webhook/sink"
+    with listener(heard) as address:
+        python(place, SINK, address)
+        names = telling.call("deploy", "--config", "loop.toml", "--json").document["automations"]
+        refused = place.call("run", "--config", "loop.toml", "--set", "validation.min_requests=1_000_000")
+        assert refused.code == 2, refused.errors
+        # A file for a source that reads none: the run fails at once.
+        with worker(place):
+            failed = server.wait(server.start(path="/nothing"), "Failed")
+        until(lambda: len(heard) >= 2, 60, lambda: heard)
+    texts = sorted(message["text"] for message in heard)
+    assert any(text.startswith("tiny: retraining Failed: ") and failed["name"] in text for text in texts), texts
+    assert any(text.startswith("tiny: slateloop.validation.failed: ") and "Enough requests are accepted" in text for text in texts), texts
+    fewer = place.call("deploy", "--config", "loop.toml", "--json").document["automations"]
+    left = [automation["name"] for automation in server.ask("automations/filter")]
+    assert len(names) == len(fewer) + 2
+    assert not {"tiny: failures are told", "tiny: events are told"} & set(left)
+
+
+@contextmanager
+def listener(heard: list[dict[str, Any]]) -> Iterator[str]:
+    """Address at which messages are heard."""
+
+    class Ear(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            heard.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(200)
+            self.end_headers()
+
+    ears = ThreadingHTTPServer(("127.0.0.1", 0), Ear)
+    Thread(target=ears.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{ears.server_port}"
+    ears.shutdown()
+    ears.server_close()
 
 
 def test_two_deployed_runs_of_a_loop_take_turns(server: Server, place: Place) -> None:
