@@ -32,7 +32,9 @@ def automations_of(
     loop: str,
     deployments: Mapping[str, UUID],
     cooldown: timedelta,
+    *,
     silence: timedelta = SILENCE,
+    too_late: timedelta = TOO_LATE,
     notify: UUID | None = None,
 ) -> Iterator[AutomationCore]:
     """What is wanted for a loop.
@@ -43,6 +45,7 @@ def automations_of(
         cooldown: least time between two runs that events wake. Prefect holds it while the automation is unchanged,
             the flow itself holds it always.
         silence: time without a heartbeat after which a run counts as crashed.
+        too_late: time after which a late run is given up.
         notify: the block that is told of failures and of the loop's events.
     """
     own = {"prefect.resource.role": "deployment", "prefect.resource.id": [_resource(id) for id in deployments.values()]}
@@ -81,7 +84,7 @@ def automations_of(
     )
     yield AutomationCore(
         name=f"{loop}: late runs are given up",
-        description="Runs that no worker took for an hour would all begin at once when one comes back.",
+        description="Runs that no worker took in time would all begin at once when one comes back.",
         trigger=EventTrigger(
             after={"prefect.flow-run.Late"},
             expect={"prefect.flow-run.Pending", "prefect.flow-run.Running", *ENDED},
@@ -90,7 +93,7 @@ def automations_of(
             for_each={"prefect.resource.id"},
             posture=Posture.Proactive,
             threshold=1,
-            within=TOO_LATE,
+            within=too_late,
         ),
         actions=[CancelFlowRun()],
     )
@@ -137,7 +140,9 @@ def put_automations(
     loop: str,
     deployments: Mapping[str, UUID],
     settings: PlatformSettings,
+    *,
     silence: timedelta = SILENCE,
+    too_late: timedelta = TOO_LATE,
 ) -> tuple[str, ...]:
     """Put a loop's automations on the server; returns their names.
 
@@ -145,9 +150,8 @@ def put_automations(
         InputError: the block that is to be told of failures does not exist.
     """
     notify = _block(client, settings.notify) if settings.notify else None
-    wanted = list(
-        automations_of(loop, deployments, timedelta(hours=settings.cooldown_hours), silence=silence, notify=notify)
-    )
+    cooldown = timedelta(hours=settings.cooldown_hours)
+    wanted = list(automations_of(loop, deployments, cooldown, silence=silence, too_late=too_late, notify=notify))
     for automation in wanted:
         there = client.read_automations_by_name(automation.name)
         if not there:

@@ -20,7 +20,7 @@ from prefect.utilities.callables import parameter_schema
 from pydantic import BaseModel, ConfigDict, Field
 
 from components.errors import InputError
-from flows.automations import SILENCE, put_automations
+from flows.automations import SILENCE, TOO_LATE, put_automations
 from flows.config import LoopConfig, load_config, source_path
 from flows.lineage import git_commit
 from flows.settings import REPOSITORY, PlatformSettings
@@ -93,6 +93,7 @@ def deploy(
     *,
     schedules: bool | None = None,
     silence: timedelta = SILENCE,
+    too_late: timedelta = TOO_LATE,
 ) -> Deployed:
     """Put a loop's deployments and automations on the server; what is there already is brought up to date.
 
@@ -102,6 +103,7 @@ def deploy(
         path: file or folder that the loop's source reads.
         schedules: switch the schedules on or off; None leaves each as it is, and new ones as prefect.yaml says.
         silence: time without a heartbeat after which a run counts as crashed.
+        too_late: time after which a late run is given up.
 
     Raises:
         InputError: the configuration is wrong, PREFECT_API_URL is not set, or nothing answers there.
@@ -115,30 +117,49 @@ def deploy(
         with get_client(sync_client=True) as client:
             ids: dict[str, UUID] = {}
             for plan in planned():
-                parameters = plan.parameters
-                if "config" in parameters:
-                    config = load_config(file, settings, parameters["config"].get("source", {}).get("name"))
-                    plan = plan.model_copy(update={"name": loop.loop, "tags": (*plan.tags, f"loop:{loop.loop}")})
-                    parameters = parameters | _of_loop(config, path)
-                name, ids_of = _deploy(client, plan, parameters, schedules)
-                ids[name] = ids_of
-            automations = put_automations(client, loop.loop, ids, PlatformSettings(), silence)
+                full_name, identity = _deploy(client, of_loop(plan, file, settings, path), schedules)
+                ids[full_name] = identity
+            automations = put_automations(
+                client, loop.loop, ids, PlatformSettings(), silence=silence, too_late=too_late
+            )
     except httpx.TransportError as error:
         raise InputError(f"PREFECT_API_URL = {url}: no Prefect server answers there: {error}") from None
     return Deployed(ids, automations)
 
 
-def _of_loop(config: LoopConfig, path: Path | None) -> dict[str, Any]:
-    """A loop's parameters; runs take place in another folder, so its paths become whole ones."""
-    paths = {name: value.resolve() for name, value in config.source if isinstance(value, Path)}
-    whole = config.model_copy(update={"source": config.source.model_copy(update=paths)})
-    parameters: dict[str, Any] = {"config": whole.model_dump(mode="json", exclude_unset=True)}
-    return parameters if path is None else parameters | {"path": str(path.resolve())}
+def of_loop(plan: PlannedDeployment, file: Path | None, settings: list[str], path: Path | None) -> PlannedDeployment:
+    """An entry of prefect.yaml with a loop's name and parameters; one that belongs to no loop stays as it is.
+
+    An entry that names a source, as those around the endpoint do, reads that one, whatever the loop itself reads.
+
+    Raises:
+        InputError: the configuration is wrong.
+    """
+    if "config" not in plan.parameters:
+        return plan
+    config = load_config(file, settings)
+    source = plan.parameters["config"].get("source", {}).get("name", _name(config))
+    if source != _name(config):
+        config = load_config(file, [one for one in settings if not one.startswith("source.")], source)
+        path = None
+    # Runs take place in another folder.
+    whole = {name: value.resolve() for name, value in config.source if isinstance(value, Path)}
+    config = config.model_copy(update={"source": config.source.model_copy(update=whole)})
+    parameters = plan.parameters | {"config": config.model_dump(mode="json", exclude_unset=True)}
+    return plan.model_copy(
+        update={
+            "name": config.loop,
+            "tags": (*plan.tags, f"loop:{config.loop}"),
+            "parameters": parameters if path is None else parameters | {"path": str(path.resolve())},
+        }
+    )
 
 
-def _deploy(
-    client: SyncPrefectClient, plan: PlannedDeployment, parameters: dict[str, Any], schedules: bool | None
-) -> tuple[str, UUID]:
+def _name(config: LoopConfig) -> str:
+    return str(config.source.name)  # type: ignore[attr-defined]
+
+
+def _deploy(client: SyncPrefectClient, plan: PlannedDeployment, schedules: bool | None) -> tuple[str, UUID]:
     flow = plan.flow()
     full_name = f"{flow.name}/{plan.name}"
     try:
@@ -162,7 +183,7 @@ def _deploy(
         entrypoint=plan.entrypoint,
         # As `prefect deploy` fills it in: the folder that the flows were deployed from.
         pull_steps=[{"prefect.deployments.steps.set_working_directory": {"directory": str(REPOSITORY)}}],
-        parameters=parameters,
+        parameters=plan.parameters,
         parameter_openapi_schema=parameter_schema(flow).model_dump_for_openapi(),
         enforce_parameter_schema=True,
         work_pool_name=plan.work_pool.name,

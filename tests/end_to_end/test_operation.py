@@ -42,7 +42,7 @@ DEPLOY = """
 from datetime import timedelta
 from pathlib import Path
 from flows.deploying import deploy
-deploy(Path("loop.toml"), [], silence=timedelta(seconds=75))
+deploy(Path("loop.toml"), [], silence=timedelta(seconds=75), too_late=timedelta(seconds=20))
 """
 
 
@@ -216,6 +216,13 @@ def test_a_run_of_the_command_line_waits_while_another_retrains_the_loop(place: 
     assert len(lineages(place)) == 2
 
 
+def test_a_late_run_that_no_worker_takes_is_given_up(server: Server, place: Place) -> None:
+    python(place, DEPLOY)
+    late = server.start()
+    server.wait(late, "Late", seconds=90)
+    assert server.wait(late, "Cancelled", seconds=120)["start_time"] is None
+
+
 def test_a_run_that_is_stuck_times_out(server: Server, place: Place) -> None:
     hurried = replace(place)
     hurried.environment["SLATELOOP_RUN_HOURS"] = str(3 / 3_600)
@@ -239,7 +246,10 @@ def test_a_failed_check_and_a_failed_run_are_told(server: Server, place: Place) 
         until(lambda: len(heard) >= 2, 60, lambda: heard)
     texts = sorted(message["text"] for message in heard)
     assert any(text.startswith("tiny: retraining Failed: ") and failed["name"] in text for text in texts), texts
-    assert any(text.startswith("tiny: slateloop.validation.failed: ") and "Enough requests are accepted" in text for text in texts), texts
+    assert any(
+        text.startswith("tiny: slateloop.validation.failed: ") and "Enough requests are accepted" in text
+        for text in texts
+    ), texts
     fewer = place.call("deploy", "--config", "loop.toml", "--json").document["automations"]
     left = [automation["name"] for automation in server.ask("automations/filter")]
     assert len(names) == len(fewer) + 2

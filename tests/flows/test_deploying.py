@@ -2,6 +2,7 @@
 
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import jsonschema
@@ -99,13 +100,42 @@ def test_a_wrong_setting_is_named_with_what_was_seen(name: str, value: str, monk
         PlatformSettings()
 
 
-def test_a_loops_own_paths_travel_whole(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from flows.config import load_config
-    from flows.deploying import _of_loop
+@pytest.fixture
+def plans() -> dict[str, Any]:
+    from flows.deploying import planned
+
+    return {plan.entrypoint.rpartition(":")[2]: plan for plan in planned()}
+
+
+def test_a_loop_gets_deployments_of_its_own_with_whole_paths(
+    plans: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from flows.deploying import of_loop
 
     monkeypatch.chdir(tmp_path)
-    config = load_config(None, ["source.mapping=mapping.toml"], "table")
-    parameters = _of_loop(config, Path("log.csv"))
-    assert parameters["path"] == str(tmp_path / "log.csv")
-    assert parameters["config"]["source"]["mapping"] == str(tmp_path / "mapping.toml")
-    assert LoopConfig.model_validate(parameters["config"]).source.name == "table"  # type: ignore[attr-defined]
+    (tmp_path / "loop.toml").write_text('loop = "clicks"\n[source]\nname = "table"\nmapping = "mapping.toml"\n')
+    plan = of_loop(plans["retraining"], Path("loop.toml"), ["seed=3"], Path("log.csv"))
+    assert plan.name == "clicks"
+    assert plan.tags == ("slateloop", "loop:clicks")
+    assert plan.parameters["path"] == str(tmp_path / "log.csv")
+    config = LoopConfig.model_validate(plan.parameters["config"])
+    assert config.seed == 3
+    assert config.source.mapping == tmp_path / "mapping.toml"  # type: ignore[attr-defined]
+
+
+def test_the_ab_report_reads_the_log_whatever_the_loop_reads(plans: dict[str, Any], tmp_path: Path) -> None:
+    from flows.deploying import of_loop
+
+    (tmp_path / "loop.toml").write_text('loop = "clicks"\nseed = 4\n')
+    settings = ["source.n_users=300", "gate.ab_level=0.02"]
+    plan = of_loop(plans["ab_report"], tmp_path / "loop.toml", settings, tmp_path / "log.csv")
+    assert plan.parameters == {
+        "config": {"loop": "clicks", "seed": 4, "source": {"name": "log"}, "gate": {"ab_level": 0.02}},
+        "guard": True,
+    }
+
+
+def test_what_belongs_to_no_loop_is_deployed_as_it_stands(plans: dict[str, Any]) -> None:
+    from flows.deploying import of_loop
+
+    assert of_loop(plans["benchmark"], None, ["loop=clicks"], None) == plans["benchmark"]
