@@ -19,7 +19,7 @@ from flows.lineage import digest_of, folder_digest
 from flows.run_folder import FinishedRun, enter_in_ledger, leave_run_folder
 from flows.run_record import RunSummary
 from flows.settings import PlatformSettings
-from flows.stage_store import StageRef
+from flows.stage_store import StageRef, progress_sink
 from flows.tasks import Run, publish
 from flows.turns import note_waking, too_soon, turn
 
@@ -42,15 +42,14 @@ def retraining(
         woken_by: the event that asks for this run, in words; nothing but whether it runs depends on it.
     """
     settings = PlatformSettings()
-    say = get_run_logger().warning
-    with turn(config.loop, settings.home, say):
+    with turn(config.loop, settings.home, tell_of_waiting):
         if woken_by is not None:
             now = datetime.now(UTC)
             if reason := too_soon(config.loop, settings.home, settings.cooldown_hours, now):
                 # Who calls the flow is told by Prefect's CancelledRun.
                 return Cancelled(name="Skipped", message=reason)  # type: ignore[return-value]
             note_waking(config.loop, settings.home, woken_by, now)
-            say(f"woken by: {woken_by}")
+            get_run_logger().warning("woken by: %s", woken_by)
             publish("woken-by", woken_by)
         return retrain(config, path, runs, fresh)
 
@@ -85,6 +84,12 @@ def retrain(config: LoopConfig, path: Path | None, runs: Path | None, fresh: boo
         publish(name, markdown)
     tell_of_hold(summary)
     return summary.run
+
+
+def tell_of_waiting(message: str, share: float) -> None:
+    """Tell Prefect's page of the run, and whoever started it, that it is not its turn yet, or is now."""
+    get_run_logger().warning(message)
+    progress_sink.get()("turn", message, share)
 
 
 def validated(run: Run, dataset: StageRef) -> StageRef:

@@ -32,13 +32,13 @@ class Waking(BaseModel):
 
 
 @contextmanager
-def turn(loop: str, home: Path, say: Callable[[str], None]) -> Iterator[None]:
+def turn(loop: str, home: Path, say: Callable[[str, float], None]) -> Iterator[None]:
     """Hold the loop's turn; waits while another run of the loop holds it.
 
     Args:
         loop: whose turn it is.
         home: the platform's folder.
-        say: is told once that one waits, and for whom.
+        say: is told that one waits and for whom, and that this is over, with the share of waiting that is done.
 
     Raises:
         InputError: the folder of turns cannot be written.
@@ -49,9 +49,11 @@ def turn(loop: str, home: Path, say: Callable[[str], None]) -> Iterator[None]:
             if not waited:
                 file.seek(0)
                 holder = file.read().strip() or "another process"
-                say(f"waits for the retraining of loop {loop!r} that {holder} is at")
+                say(f"waits for the retraining of loop {loop!r} that {holder} is at", 0.0)
             waited = True
             time.sleep(PATIENCE)
+        if waited:
+            say("done waiting", 1.0)
         file.truncate(0)
         file.write(f"process {os.getpid()}")
         file.flush()

@@ -125,6 +125,10 @@ def kill(process: subprocess.Popen[str]) -> None:
     process.communicate()
 
 
+def nobody(message: str, share: float) -> None:
+    pytest.fail(f"it waited: {message}")
+
+
 def lineages(place: Place) -> list[dict[str, Any]]:
     """Lineages of the place's runs, oldest first."""
     return [json.loads(file.read_text()) for file in sorted((place.root / "runs").glob("*/lineage.json"))]
@@ -201,8 +205,8 @@ def events(server: Server) -> list[dict[str, Any]]:
 
 
 def test_a_run_of_the_command_line_waits_while_another_retrains_the_loop(place: Place) -> None:
-    said: list[str] = []
-    with turn("tiny", place.root / "home", said.append):
+    before = len(lineages(place))
+    with turn("tiny", place.root / "home", nobody):
         process = place.start("run", "--config", "loop.toml")
         assert process.stderr is not None
         line = process.stderr.readline()
@@ -210,10 +214,10 @@ def test_a_run_of_the_command_line_waits_while_another_retrains_the_loop(place: 
             assert line, "it did not wait"
             line = process.stderr.readline()
         assert f"waits for the retraining of loop 'tiny' that process {os.getpid()} is at" in line
-        assert len(lineages(place)) == 1
+        assert len(lineages(place)) == before
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
-    assert len(lineages(place)) == 2
+    assert len(lineages(place)) == before + 1
 
 
 def test_a_late_run_that_no_worker_takes_is_given_up(server: Server, place: Place) -> None:
@@ -226,7 +230,7 @@ def test_a_late_run_that_no_worker_takes_is_given_up(server: Server, place: Plac
 def test_a_run_that_is_stuck_times_out(server: Server, place: Place) -> None:
     hurried = replace(place)
     hurried.environment["SLATELOOP_RUN_HOURS"] = str(3 / 3_600)
-    with turn("tiny", place.root / "home", lambda message: None):
+    with turn("tiny", place.root / "home", nobody):
         assert hurried.call("run", "--config", "loop.toml").code == 1
     assert server.runs()[-1]["state"]["name"] == "TimedOut"
 
