@@ -157,7 +157,7 @@ def put_automations(
         if not there:
             client.create_automation(automation)
         elif _content(there[0]) != _content(automation):
-            client.update_automation(there[0].id, automation)
+            client.update_automation(there[0].id, _whole(automation.model_copy(update={"enabled": there[0].enabled})))
     if notify is None:
         for name in (_telling_of_runs(loop), _telling_of_events(loop)):
             for left in client.read_automations_by_name(name):
@@ -165,10 +165,14 @@ def put_automations(
     return tuple(automation.name for automation in wanted)
 
 
+def _whole(automation: AutomationCore) -> AutomationCore:
+    """The automation with every field set: an update leaves out those that are not, and an action without type is none."""
+    return AutomationCore.model_validate(automation.model_dump())
+
+
 def _content(automation: AutomationCore) -> object:
     # Whether somebody switched it off is theirs to say, and nothing of ours.
-    fields = set(AutomationCore.model_fields) - {"enabled"}
-    return AutomationCore.model_validate(automation.model_dump()).model_dump(mode="json", include=fields)
+    return _whole(automation).model_dump(mode="json", exclude={"enabled"})
 
 
 def _block(client: SyncPrefectClient, name: str) -> UUID:
