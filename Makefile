@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup run test test-slow test-services test-peers screenshots lint fix bench docs lock
+.PHONY: setup run up test test-slow test-services test-peers screenshots lint fix bench docs lock
 
 setup: .venv/.ready
 
@@ -14,6 +14,9 @@ setup: .venv/.ready
 
 run: setup
 	$(BIN)/slateloop run
+
+up: setup
+	$(BIN)/slateloop up
 
 test: setup lint
 	$(BIN)/pytest

@@ -5,6 +5,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from prefect import flow
+from prefect.logging import get_run_logger
 from pydantic import BaseModel, ConfigDict, Field
 
 from components.errors import InputError
@@ -15,6 +16,8 @@ from components.interactions.importers import interaction_log
 from components.interactions.log import InteractionLog
 from components.interactions.stored_copies import staging_file
 from flows.config import LoopConfig, interaction_database
+from flows.events import LoopEvent, emit
+from flows.settings import PlatformSettings
 from flows.tasks import publish
 from services.policy_store import load_gate_record, load_lineage
 from services.releases import MAX_REASON, Release, ReleaseChangedError, Releases
@@ -64,20 +67,41 @@ class AbReport(BaseModel):
         return "not judged, since it came without evidence" if self.decision is None else self.decision.outcome.value
 
 
-@flow(name="ab-report")
-def ab_report(config: LoopConfig, path: Path | None = None, guard: bool = True) -> AbReport:
-    """Analyse the loop's canary once.
+class NoCanaryError(InputError):
+    """A loop has no challenger in live traffic, so there is nothing to compare."""
+
+
+@flow(name="ab-report", timeout_seconds=PlatformSettings().run_hours * 3600)
+def ab_report(config: LoopConfig, path: Path | None = None, guard: bool = True) -> AbReport | None:
+    """Analyse the loop's canary once; None where it has none, which on most days is no failure.
 
     Args:
         config: its loop, and how its source `log` reads the interaction log.
         path: SQLite file of the log; the endpoint's own database by default.
         guard: take the challenger away where harm is proven.
     """
-    report = analyze_release(config, path)
+    try:
+        report = analyze_release(config, path)
+    except NoCanaryError as none:
+        get_run_logger().info("%s", none)
+        publish("ab-report", str(none))
+        return None
     if guard:
         report = guarded(report, path)
+        tell_of_rollback(report)
     publish("ab-report", report.markdown())
     return report
+
+
+def tell_of_rollback(report: AbReport) -> None:
+    """Tell whoever watches the loop that the guard took its challenger away, and why."""
+    if report.rolled_back is not None:
+        emit(
+            LoopEvent.ROLLED_BACK,
+            report.release.loop,
+            report.rolled_back.reason,
+            {"from_release": report.release.number, "to_release": report.rolled_back.number, "harm": report.harm},
+        )
 
 
 def analyze_release(config: LoopConfig, path: Path | None = None) -> AbReport:
@@ -87,7 +111,8 @@ def analyze_release(config: LoopConfig, path: Path | None = None) -> AbReport:
     what an A/B measures must not be chosen when its result can be seen.
 
     Raises:
-        InputError: the loop has no release or no challenger, the source is another one than the log, or `as_of` is set.
+        NoCanaryError: the loop has a release, and no challenger in it.
+        InputError: the loop has no release, the source is another one than the log, or `as_of` is set.
         LogUnavailableError: the database cannot be reached.
     """
     if not isinstance(config.source, interaction_log.Config):
@@ -98,7 +123,9 @@ def analyze_release(config: LoopConfig, path: Path | None = None) -> AbReport:
     releases = Releases(InteractionLog(url))
     release = releases.serving(config.loop)
     if release.challenger is None or release.planned_sessions is None:
-        raise InputError(f"loop {config.loop!r}: has no challenger in release {release.number}; an A/B needs a canary")
+        raise NoCanaryError(
+            f"loop {config.loop!r}: has no challenger in release {release.number}; an A/B needs a canary"
+        )
     record = load_gate_record(release.challenger)
     source = _source_of(release.challenger) or config.source
     first = releases.history(config.loop)[release.experiment - 1]

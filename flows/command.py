@@ -35,8 +35,8 @@ def command(act: Callable[P, None]) -> Callable[P, None]:
 
     @wraps(act)
     def run(*arguments: P.args, **options: P.kwargs) -> None:
-        prepare_environment(PlatformSettings())
         try:
+            prepare_environment(PlatformSettings())
             act(*arguments, **options)
         except SlateloopError as error:
             _stop(error)

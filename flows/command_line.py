@@ -10,6 +10,7 @@ import typer
 
 from components.errors import InputError
 from flows.command import AsJson, ConfigFile, Settings, SourcePath, command, say
+from flows.platform_commands import platform_app
 from flows.serving_commands import serving_app
 from flows.settings import PlatformSettings, require_writable
 
@@ -34,6 +35,7 @@ app = typer.Typer(
 data_app = typer.Typer(help="Versions of the data folder.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(serving_app)
+app.add_typer(platform_app)
 
 SourceName = Annotated[
     str | None, typer.Option("--source", help="storefront, log, obd, trivago, sessions, movielens or table.")

@@ -52,5 +52,5 @@ def _is_no_run_log(record: logging.LogRecord) -> bool:
 
 
 def _print_when_finished(stage: str, message: str, share: float) -> None:
-    if message == "reused" or message.startswith("done"):
+    if message.startswith(("reused", "done", "waits")):
         print(f"{stage:>15}  {message}", file=sys.stderr, flush=True)

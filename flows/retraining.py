@@ -1,36 +1,62 @@
 """The loop: logged sessions in, a gated and packaged policy with its evidence out."""
 
+from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
 from prefect import flow
+from prefect.logging import get_run_logger
+from prefect.states import Cancelled
 
+from components.errors import InputError
+from components.experiment.gate import Outcome
 from components.interactions.importers import interaction_log, table
 from components.interactions.log import InteractionLog
 from flows import platform_stages, stages
 from flows.as_of import pinned
 from flows.config import LoopConfig, interaction_database, source_path
+from flows.events import LoopEvent, emit
 from flows.lineage import digest_of, folder_digest
 from flows.run_artifacts import publish_run
-from flows.run_folder import enter_in_ledger, leave_run_folder
+from flows.run_folder import FinishedRun, enter_in_ledger, leave_run_folder
 from flows.run_record import RunSummary
 from flows.settings import PlatformSettings
-from flows.stage_store import StageRef
+from flows.stage_store import StageRef, progress_sink
 from flows.tasks import Run
+from flows.turns import note_waking, too_soon, turn
 
 
-@flow(name="retraining")
+@flow(name="retraining", timeout_seconds=PlatformSettings().run_hours * 3600)
 def retraining(
-    config: LoopConfig, path: Path | None = None, runs: Path | None = None, fresh: bool = False
+    config: LoopConfig,
+    path: Path | None = None,
+    runs: Path | None = None,
+    fresh: bool = False,
+    woken_by: str | None = None,
 ) -> RunSummary:
-    """Run the loop once.
+    """Run the loop once, when it is its turn.
 
     Args:
         config: everything that decides the result.
         path: file or folder that the source reads; the storefront needs none.
         runs: folder in which the run leaves its own; the platform's by default.
         fresh: compute every stage anew.
+        woken_by: the event that asks for this run, in words; nothing but whether it runs depends on it.
     """
+    settings = PlatformSettings()
+    with turn(config.loop, settings.home, tell_of_waiting):
+        if woken_by is not None:
+            now = datetime.now(UTC)
+            if reason := too_soon(config.loop, settings.home, settings.cooldown_hours, now):
+                # Who calls the flow is told by Prefect's CancelledRun.
+                return Cancelled(name="Skipped", message=reason)  # type: ignore[return-value]
+            note_waking(config.loop, settings.home, woken_by, now)
+            get_run_logger().warning("woken by: %s", woken_by)
+        return retrain(config, path, runs, fresh)
+
+
+def retrain(config: LoopConfig, path: Path | None, runs: Path | None, fresh: bool) -> RunSummary:
+    """The loop, stage by stage."""
     torch.set_num_threads(config.threads)
     settings = PlatformSettings()
     config = pinned(config, path)
@@ -39,7 +65,7 @@ def retraining(
 
     dataset = run(stages.import_source, path=source)
     version = run(platform_stages.version_data, dataset=dataset)
-    checked = run(stages.validate_log, dataset=dataset)
+    checked = validated(run, dataset)
     learned = learn_and_judge(run, checked)
     policy, baseline, gate = learned["policy"], learned["baseline"], learned["gate"]
     package = run(platform_stages.package_policy, dataset=dataset, policy=policy, baseline=baseline, gate=gate)
@@ -48,6 +74,7 @@ def retraining(
 
     finished = leave_run_folder(run, version=version, package=package, reference=reference, ledger=ledger)
     publish_run(finished)
+    tell_of_hold(finished)
     return finished.run
 
 
@@ -65,6 +92,32 @@ def learn_and_judge(run: Run, checked: StageRef) -> dict[str, StageRef]:
     ab = run(stages.run_ab, split=split, policy=policy, baseline=baseline)
     run(stages.judge_evidence, checked=checked, split=split, probes=probes, estimates=estimates, ab=ab)
     return run.stages
+
+
+def tell_of_waiting(message: str, share: float) -> None:
+    """Tell Prefect's page of the run, and whoever started it, that it is not its turn yet, or is now."""
+    get_run_logger().warning(message)
+    progress_sink.get()("turn", message, share)
+
+
+def validated(run: Run, dataset: StageRef) -> StageRef:
+    """The checked log; a log that is refused is told to whoever watches the loop.
+
+    Raises:
+        InputError: the log is refused.
+    """
+    try:
+        return run(stages.validate_log, dataset=dataset)
+    except InputError as error:
+        emit(LoopEvent.CHECK_FAILED, run.config.loop, str(error), {"dataset": dataset.digest})
+        raise
+
+
+def tell_of_hold(finished: FinishedRun) -> None:
+    """Tell whoever watches the loop that the gate holds its new policy, and why."""
+    if finished.decision.outcome is Outcome.HOLD:
+        reasons = [reason.text for reason in finished.decision.reasons if not reason.passed]
+        emit(LoopEvent.HELD, finished.run.loop, " ".join(reasons), {"run": finished.run.run, "reasons": reasons})
 
 
 def source_ref(config: LoopConfig, path: Path | None) -> StageRef:

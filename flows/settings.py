@@ -3,8 +3,9 @@
 import os
 import sys
 from pathlib import Path
+from typing import Self
 
-from pydantic import Field
+from pydantic import Field, ModelWrapValidatorHandler, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from components.errors import InputError
@@ -22,13 +23,30 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 class PlatformSettings(BaseSettings):
-    """Folders of this machine; each can be set as an environment variable SLATELOOP_NAME."""
+    """Folders and habits of this machine; each can be set as an environment variable SLATELOOP_NAME."""
 
     model_config = SettingsConfigDict(env_prefix="SLATELOOP_", frozen=True, extra="ignore")
 
     home: Path = Field(default=Path(".slateloop"), description="Folder of stages, models and Prefect's state.")
     runs: Path = Field(default=Path("runs"), description="Folder in which each run leaves its own.")
     data: Path = Field(default=Path("data"), description="Folder of imported logs, whose version is in data.dvc.")
+    cooldown_hours: float = Field(
+        default=24.0, ge=0, le=8_760, description="Least time between two retrainings of a loop that events wake."
+    )
+    run_hours: float = Field(default=24.0, gt=0, le=8_760, description="Time after which a run is ended as timed out.")
+    notify: str = Field(
+        default="", description="Prefect block that is told of failures, as TYPE/NAME: slack-webhook/team; empty: none."
+    )
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _explained(cls, values: object, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        try:
+            return handler(values)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            name = "_".join(str(part) for part in first["loc"]).upper()
+            raise InputError(f"SLATELOOP_{name} = {first['input']!r}: {first['msg'].lower()}") from None
 
 
 def require_writable(folder: Path, setting: str) -> None:

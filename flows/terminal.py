@@ -145,6 +145,14 @@ def tokens_table(tokens: Sequence["Token"]) -> Table:
     return table
 
 
+def addresses_table(addresses: Mapping[str, str]) -> Table:
+    """Where each part of a platform is found."""
+    table = _plain_table("part", "address")
+    for part, address in addresses.items():
+        table.add_row(part, address)
+    return table
+
+
 def load_table(found: "LoadTest") -> Group:
     """How long requests took from when they were due, and what they were answered."""
     latency = _plain_table("requests", "due a second", "answered a second", "p50", "p90", "p99", "longest")

@@ -62,6 +62,14 @@ def build_bento(policies: Collection[str] = (), out: Path | None = None) -> str:
     return str(bento.tag)
 
 
+def newest_bento() -> str | None:
+    """Exact tag of the Bento that was built last; None where there is none."""
+    import bentoml
+
+    bentos = [bento for bento in bentoml.list() if bento.tag.name == BENTO_NAME]
+    return str(max(bentos, key=lambda bento: bento.creation_time).tag) if bentos else None
+
+
 def _content_digest(policies: Collection[str], packages: list[str]) -> str:
     digest = hashlib.sha256(json.dumps([sorted(set(policies)), packages]).encode())
     for folder in ("services", "components"):

@@ -21,6 +21,14 @@ ab_report(load_config(None, {list(ANSWERED_AT_ONCE)}, "log"))
 """
 
 
+def run_flow(variables: dict[str, str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", RUN], env=os.environ | variables, cwd=Path(__file__).parents[2], capture_output=True,
+        text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_flow_takes_a_harmful_challenger_away_and_says_why(
     policy_folder: Path, bentoml_home: Path, prefect_api: str, tmp_path: Path
 ) -> None:
@@ -39,14 +47,21 @@ def test_the_flow_takes_a_harmful_challenger_away_and_says_why(
         "SLATELOOP_DATABASE": str(log.engine.url),
         "SLATELOOP_HOME": str(tmp_path),
     }
-    done = subprocess.run(
-        [sys.executable, "-c", RUN], env=os.environ | own, cwd=Path(__file__).parents[2], capture_output=True,
-        text=True, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    run_flow(own)
     now = releases.serving("shop")
     assert (now.action, now.challenger, now.number) == ("guard", None, canary.number + 1)
     answer = httpx.post(f"{prefect_api}/artifacts/filter", json={"limit": 200}, timeout=30)
     (text,) = [artifact["data"] for artifact in answer.json() if artifact["key"] == "ab-report"]
     assert text.startswith(f"# shop, release {canary.number}: harm is proven: a session earns")
     assert f"took the challenger away in release {now.number}" in text
+    found = httpx.post(
+        f"{prefect_api}/events/filter",
+        json={"filter": {"event": {"name": ["slateloop.release.rolled-back"]}}},
+        timeout=30,
+    )
+    (event,) = found.json()["events"]
+    assert event["resource"]["prefect.resource.id"] == "slateloop.loop.shop"
+    assert event["payload"]["reason"].startswith("the guard: a session earns")
+    # On a day without a canary there is nothing to compare, which is no failure.
+    run_flow(own)
+    assert releases.serving("shop").number == now.number

@@ -9,6 +9,7 @@ from gate_evidence import ab, evidence
 from components.experiment.gate import GateConfig, decide
 from flows.command_line import app, data_app
 from flows.config import SOURCES, LoopConfig
+from flows.platform_commands import platform_app
 from flows.serving_commands import release_app, serving_app, token_app
 from flows.settings import PlatformSettings
 from services.settings import ServiceSettings
@@ -27,6 +28,7 @@ COMMANDS = [
     for prefix, commands in (
         ("slateloop", app),
         ("slateloop", serving_app),
+        ("slateloop", platform_app),
         ("slateloop data", data_app),
         ("slateloop release", release_app),
         ("slateloop token", token_app),
