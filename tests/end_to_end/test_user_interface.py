@@ -1,10 +1,18 @@
 """What people see, in a real browser; `--screenshots FOLDER` keeps pictures of it for the documentation."""
 
+import os
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
-from playwright.sync_api import Browser, Page
-from slateloop_process import Answer
+from bento_server import free_port
+from playwright.sync_api import Browser, Page, expect
+from slateloop_process import Answer, Place
 
 pytestmark = [pytest.mark.services, pytest.mark.timeout(900)]
 
@@ -41,3 +49,74 @@ def test_the_report_of_a_run_is_drawn_without_a_network(browser: Browser, first_
     # Nothing sticks out of a screen of ordinary width.
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
     page.screenshot(path=screenshots / "report.png")
+
+
+@dataclass(frozen=True)
+class Running:
+    """A platform that is up, with one run of its loop."""
+
+    prefect: str
+    evidently: str
+    run: str
+    """The run's id in Prefect."""
+
+    def ask(self, path: str, **body: Any) -> Any:
+        answer = httpx.post(f"{self.prefect}/api/{path}", json=body, timeout=30)
+        answer.raise_for_status()
+        return answer.json()
+
+
+@pytest.fixture(scope="module")
+def platform(shop: Place, first_run: Answer) -> Iterator[Running]:
+    """`slateloop up`, and a second run of the small shop on its server: all stages are there already."""
+    assert first_run.code == 0, first_run.errors
+    assert shop.call("release", "promote", "--policy", first_run.document["lineage"]["baseline_tag"]).code == 0
+    ports = {name: free_port() for name in ("prefect", "worker", "endpoint", "evidently")}
+    options = [part for name, port in ports.items() for part in (f"--{name}-port", str(port))]
+    up = shop.start("up", "--config", "loop.toml", *options)
+    try:
+        prefect, evidently = (f"http://127.0.0.1:{ports[name]}" for name in ("prefect", "evidently"))
+        deadline = time.monotonic() + 400
+        while "PREFECT_API_URL=" not in (line := up.stdout.readline() if up.stdout else ""):
+            assert up.poll() is None and time.monotonic() < deadline, line
+        ran = Place(shop.root, f"{prefect}/api").call("run", "--config", "loop.toml", "--json")
+        assert ran.code == 0, ran.errors
+        running = Running(prefect, evidently, "")
+        (run,) = running.ask("flow_runs/filter", flows={"name": {"any_": ["retraining"]}})
+        yield Running(prefect, evidently, run["id"])
+    finally:
+        up.terminate()
+        up.wait(timeout=120)
+        if up.poll() is None:
+            os.killpg(up.pid, signal.SIGKILL)
+
+
+def test_the_page_of_a_run_shows_the_decision_its_reasons_and_its_tables(
+    browser: Browser, platform: Running, first_run: Answer, screenshots: Path
+) -> None:
+    page = wide(browser)
+    page.goto(f"{platform.prefect}/runs/flow-run/{platform.run}")
+    page.get_by_role("tab", name="Artifacts").click()
+    outcome = first_run.document["decision"]["outcome"]
+    for key in ("shop-run", "shop-estimates", "shop-ab-test", "shop-history"):
+        expect(page.get_by_text(key, exact=True).first).to_be_visible(timeout=60_000)
+    page.screenshot(path=screenshots / "run.png")
+    (summary,) = platform.ask(
+        "artifacts/filter", artifacts={"key": {"any_": ["shop-run"]}, "flow_run_id": {"any_": [platform.run]}}
+    )
+    page.goto(f"{platform.prefect}/artifacts/artifact/{summary['id']}")
+    expect(page.get_by_role("heading", name=outcome.upper())).to_be_visible(timeout=60_000)
+    expect(page.get_by_text("Who against whom")).to_be_visible()
+    page.screenshot(path=screenshots / "decision.png")
+
+
+def test_the_form_of_a_deployment_shows_the_configuration_with_its_help(
+    browser: Browser, platform: Running, screenshots: Path
+) -> None:
+    page = wide(browser)
+    deployments = platform.ask("deployments/filter", deployments={"name": {"any_": ["shop"]}})
+    names = {deployment["entrypoint"].partition(":")[2]: deployment["id"] for deployment in deployments}
+    page.goto(f"{platform.prefect}/deployments/deployment/{names['retraining']}/run")
+    for words in ("Seed of everything that learns.", "Torch threads: part of the lineage"):
+        expect(page.get_by_text(words).first).to_be_visible(timeout=60_000)
+    page.screenshot(path=screenshots / "deployment.png", full_page=True)
