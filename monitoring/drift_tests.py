@@ -38,10 +38,12 @@ A test's `p_value` is the chance of a difference as large on stable traffic, for
 shop) is no chance to these tests: it moves the traffic, and they say so.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Bool, Float, Int, Shaped
 from scipy import stats
 
@@ -75,7 +77,32 @@ class Sample:
     @property
     def n_users(self) -> int:
         """Different users."""
-        return len(np.unique(self.user))
+        return len(self.by_user.users)
+
+    @cached_property
+    def by_user(self) -> "Clusters":
+        """Its requests by user."""
+        return Clusters(*np.unique(self.user, return_inverse=True))
+
+    @cached_property
+    def by_window(self) -> "Clusters":
+        """Its requests by user and window."""
+        users, place = self.by_user.users, self.by_user.place
+        if not len(users):
+            return self.by_user
+        first, n_windows = int(self.window.min()), int(np.ptp(self.window)) + 1
+        pairs, place = np.unique(place * n_windows + self.window - first, return_inverse=True)
+        return Clusters(users[pairs // n_windows], place)
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """Which requests belong together."""
+
+    users: Int[np.ndarray, " U"]
+    """User of each cluster, ascending."""
+    place: Int[np.ndarray, " M"]
+    """Cluster of each request."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +128,7 @@ class Bins:
     def of(cls, values: Values) -> "Bins":
         """The bins of a reference."""
         if values.dtype == object:
-            return cls(None, tuple(sorted({value for value in values.tolist() if value is not None})))
+            return cls(None, tuple(sorted(value for value in pd.unique(values) if value is not None)))
         known = values[np.isfinite(values)]
         if len(known) == 0:
             return cls(np.zeros(0), ())
@@ -119,8 +146,13 @@ class Bins:
         if self.edges is None:
             place = {category: code for code, category in enumerate(self.categories)} | {None: self.size - 1}
             unheard_of = len(self.categories)
-            return np.array([place.get(value, unheard_of) for value in values.tolist()], dtype=np.int64)
+            seen, different = pd.factorize(values, use_na_sentinel=False)
+            return np.array([place.get(value, unheard_of) for value in different], dtype=np.int64)[seen]
         return np.where(np.isfinite(values), np.searchsorted(self.edges, values, side="left"), self.size - 1)
+
+    def contributions(self, values: Values) -> "_Contributions":
+        """What each request adds to the counts of the bins."""
+        return _Contributions(self.codes(values), self.size, None, None)
 
 
 @dataclass(frozen=True)
@@ -156,26 +188,27 @@ class Baseline:
         self._bins: dict[str, Bins] = {}
         self._sums: dict[str, tuple[_Sums, _Sums]] = {}
 
-    def _by_user_and_window(self, name: str, contributions: "_Contributions") -> tuple[_Sums, _Sums]:
-        if name not in self._sums:
-            user, window = self.sample.user, self.sample.window
-            self._sums[name] = _sum(user, None, contributions), _sum(user, window, contributions)
-        return self._sums[name]
+    def _by_user_and_window(self, name: str, contribute: "Callable[[Values], _Contributions]") -> tuple[_Sums, _Sums]:
+        key = f"{contribute.__name__} {name}"
+        if key not in self._sums:
+            contributions = contribute(self.sample.columns[name])
+            clusters = self.sample.by_user, self.sample.by_window
+            self._sums[key] = _sum(clusters[0], contributions), _sum(clusters[1], contributions)
+        return self._sums[key]
 
     def shares(self, current: Sample, name: str) -> Difference | None:
         """Test of a column's distribution; None where neither side varies, and they are alike."""
         if name not in self._bins:
             self._bins[name] = Bins.of(self.sample.columns[name])
         bins = self._bins[name]
-        before = self._by_user_and_window(f"shares {name}", _binned(bins, self.sample.columns[name]))
-        now = _sum(current.user, None, _binned(bins, current.columns[name]))
+        before = self._by_user_and_window(name, bins.contributions)
+        now = _sum(current.by_user, bins.contributions(current.columns[name]))
         return _shares(*before, now) if before[0].total and now.total else None
 
     def means(self, current: Sample, name: str) -> Difference | None:
         """Test of a column's mean; None where it is unknown on a side, or neither varies and they are alike."""
-        contributions, its = _moments(self.sample.columns[name]), _moments(current.columns[name])
-        before = self._by_user_and_window(f"means {name}", contributions)
-        now = _sum(current.user, None, its)
+        before = self._by_user_and_window(name, _moments)
+        now = _sum(current.by_user, _moments(current.columns[name]))
         if not (before[0].total and now.total):
             return None
         d, covariance, mean = _difference(*before, now)
@@ -186,8 +219,8 @@ class Baseline:
 
     def effective_share(self, current: Sample, name: str) -> Difference | None:
         """Test of the share of effective requests that a column of log weights leaves."""
-        before = self._by_user_and_window(f"weights {name}", _weights(self.sample.columns[name]))
-        now = _sum(current.user, None, _weights(current.columns[name]))
+        before = self._by_user_and_window(name, _weights)
+        now = _sum(current.by_user, _weights(current.columns[name]))
         if not (before[0].total and now.total):
             return None
         _, covariance, mean = _difference(*before, now)
@@ -202,7 +235,7 @@ class Baseline:
 def shares_against_unknown_times(reference: Sample, current: Sample, name: str) -> Difference | None:
     """Test of a column against a reference whose windows are unknown, as if each user had given one answer."""
     bins = Bins.of(reference.columns[name])
-    before, now = (_sum(side.user, None, _binned(bins, side.columns[name])) for side in (reference, current))
+    before, now = (_sum(side.by_user, bins.contributions(side.columns[name])) for side in (reference, current))
     if not (before.total and now.total):
         return None
     joined = _joined(before, now)
@@ -249,10 +282,6 @@ class _Contributions:
     known: Bool[np.ndarray, " M"] | None
 
 
-def _binned(bins: Bins, values: Values) -> _Contributions:
-    return _Contributions(bins.codes(values), bins.size, None, None)
-
-
 def _moments(values: Values) -> _Contributions:
     numbers = values.astype(np.float64)
     known = np.isfinite(numbers)
@@ -264,19 +293,14 @@ def _weights(log_weights: Values) -> _Contributions:
     return _moments(np.exp(np.clip(log_weights.astype(np.float64), -MOST_NATS, MOST_NATS)))
 
 
-def _sum(user: Int[np.ndarray, " M"], window: Int[np.ndarray, " M"] | None, contributions: _Contributions) -> _Sums:
-    users, cluster = np.unique(user, return_inverse=True)
-    if window is not None and len(window):
-        first, n_windows = int(window.min()), int(np.ptp(window)) + 1
-        pairs, cluster = np.unique(cluster * n_windows + window - first, return_inverse=True)
-        users = users[pairs // n_windows]
-    n, size = len(users), contributions.size
+def _sum(clusters: Clusters, contributions: _Contributions) -> _Sums:
+    cluster, n, size = clusters.place, len(clusters.users), contributions.size
     if contributions.codes is not None:
         counts = np.bincount(cluster * size + contributions.codes, minlength=n * size).reshape(n, size)
-        return _Sums(users, counts.astype(np.float64), counts.sum(1).astype(np.float64))
+        return _Sums(clusters.users, counts.astype(np.float64), counts.sum(1).astype(np.float64))
     assert contributions.values is not None and contributions.known is not None
     sums = np.column_stack([np.bincount(cluster, column, n) for column in contributions.values.T])
-    return _Sums(users, sums, np.bincount(cluster, contributions.known, n))
+    return _Sums(clusters.users, sums, np.bincount(cluster, contributions.known, n))
 
 
 def _difference(
