@@ -52,6 +52,8 @@ N_BINS = 10
 USERS_OF_A_BIN = 25
 #: Log weights beyond this are cut: they are a finding already.
 MOST_NATS = 20.0
+#: Means that differ by less of themselves are the same.
+ROUNDING = 1e-9
 #: What stands in for a share of 0 in a PSI, in requests.
 HALF = 0.5
 
@@ -134,7 +136,9 @@ class Bins:
             return cls(np.zeros(0), ())
         # Values that many requests share are bins of their own: an edge on either side of them.
         inner = np.quantile(known, np.arange(1, N_BINS) / N_BINS, method="inverted_cdf")
-        return cls(np.unique(np.concatenate([inner, np.nextafter(inner, -np.inf)])), ())
+        inner = np.unique(inner)
+        frequent = inner[[np.mean(known == value) >= 1 / (2 * N_BINS) for value in inner]]
+        return cls(np.unique(np.concatenate([inner, np.nextafter(frequent, -np.inf)])), ())
 
     @property
     def size(self) -> int:
@@ -172,12 +176,19 @@ class _Sums:
     def mean(self) -> Float[np.ndarray, " D"]:
         return self.values.sum(0) / self.total
 
-    def residuals(self, mean: Float[np.ndarray, " D"]) -> Float[np.ndarray, "U D"]:
-        return self.values - self.requests[:, None] * mean
+    @cached_property
+    def moments(self) -> tuple[Float[np.ndarray, "D D"], Float[np.ndarray, " D"], float]:
+        """Σ c cᵀ, Σ c n and Σ n²: what variances around any mean are made from."""
+        return self.values.T @ self.values, self.requests @ self.values, float(self.requests @ self.requests)
+
+    def residuals(self, rows: Int[np.ndarray, " R"], mean: Float[np.ndarray, " D"]) -> Float[np.ndarray, "R D"]:
+        return self.values[rows] - self.requests[rows, None] * mean
 
     def variance_sum(self, mean: Float[np.ndarray, " D"]) -> Float[np.ndarray, "D D"]:
-        residuals, n = self.residuals(mean), len(self.users)
-        return residuals.T @ residuals * (n / max(n - 1, 1))
+        products, mixed, squares = self.moments
+        cross = np.outer(mixed, mean)
+        n = len(self.users)
+        return (products - cross - cross.T + squares * np.outer(mean, mean)) * (n / max(n - 1, 1))
 
 
 class Baseline:
@@ -239,14 +250,13 @@ def shares_against_unknown_times(reference: Sample, current: Sample, name: str) 
     if not (before.total and now.total):
         return None
     joined = _joined(before, now)
-    before, now = _join(before, joined), _join(now, joined)
-    pooled = (before.mean * before.total + now.mean * now.total) / (before.total + now.total)
+    pooled = (before.values.sum(0) + now.values.sum(0)) @ joined / (before.total + now.total)
     real = pooled > 0
     if real.sum() < 2:
         return None
-    chi = float((np.square(now.mean - before.mean)[real] / pooled[real]).sum())
+    chi = float((np.square((now.mean - before.mean) @ joined)[real] / pooled[real]).sum())
     per_answer = sum(float(np.square(side.requests).sum()) / side.total**2 for side in (before, now))
-    return Difference(_psi(before, now), float(stats.chi2.sf(chi / per_answer, int(real.sum()) - 1)))
+    return Difference(_psi(before, now, joined), float(stats.chi2.sf(chi / per_answer, int(real.sum()) - 1)))
 
 
 @dataclass(frozen=True)
@@ -311,55 +321,51 @@ def _difference(
     one_window = (windows.variance_sum(mean) + now.variance_sum(mean)) / (windows.total + now.total)
     covariance = one_window / now.total + before.variance_sum(mean) / before.total**2
     place = np.searchsorted(before.users, now.users).clip(max=len(before.users) - 1)
-    both = before.users[place] == now.users
-    overlap = now.residuals(mean)[both].T @ before.residuals(mean)[place[both]] / (now.total * before.total)
+    both = np.flatnonzero(before.users[place] == now.users)
+    overlap = now.residuals(both, mean).T @ before.residuals(place[both], mean) / (now.total * before.total)
     return now.mean - before.mean, covariance - overlap - overlap.T, mean
 
 
 def _shares(before: _Sums, windows: _Sums, now: _Sums) -> Difference | None:
     joined = _joined(before, now)
-    before, windows, now = _join(before, joined), _join(windows, joined), _join(now, joined)
     d, covariance, pooled = _difference(before, windows, now)
+    # Sums of joined bins are sums of the bins' own.
+    d, covariance, pooled = d @ joined, joined.T @ covariance @ joined, pooled @ joined
     real = pooled > 0
     if real.sum() < 2:
         return None
     scaled = covariance[np.ix_(real, real)] / np.sqrt(np.outer(pooled[real], pooled[real]))
     trace, squared = float(np.trace(scaled)), float(np.square(scaled).sum())
     statistic = float((np.square(d[real]) / pooled[real]).sum())
-    degrees = trace**2 / squared if squared > 0 else 1.0
-    p_value = (
-        float(stats.f.sf(statistic / trace, degrees, degrees * (len(now.users) - 1)))
-        if trace > 0
-        else float(statistic == 0)
-    )
-    return Difference(_psi(before, now), p_value)
+    if trace <= 0:
+        return Difference(_psi(before, now, joined), float(statistic == 0))
+    degrees = trace**2 / squared
+    p_value = float(stats.f.sf(statistic / trace, degrees, degrees * (len(now.users) - 1)))
+    return Difference(_psi(before, now, joined), p_value)
 
 
-def _joined(before: _Sums, now: _Sums) -> Int[np.ndarray, " D"]:
-    """New place of each bin: those that would hold few users now go into one, and that into the smallest if need be."""
+def _joined(before: _Sums, now: _Sums) -> Float[np.ndarray, "D J"]:
+    """Which bins become one: those that would hold few users now, and with them the smallest other if need be."""
     expected = np.maximum(before.mean, now.mean) * len(now.users)
     rare = expected < USERS_OF_A_BIN
     places = np.zeros(len(expected), dtype=np.int64)
     places[~rare] = np.arange(1, (~rare).sum() + 1)
     if rare.any() and expected[rare].sum() < USERS_OF_A_BIN and not rare.all():
         places[rare] = places[np.flatnonzero(~rare)[np.argmin(expected[~rare])]]
-    return np.unique(places, return_inverse=True)[1]
+    places = np.unique(places, return_inverse=True)[1]
+    return np.eye(int(places.max()) + 1)[places]
 
 
-def _join(sums: _Sums, places: Int[np.ndarray, " D"]) -> _Sums:
-    selector = np.zeros((len(places), places.max() + 1))
-    selector[np.arange(len(places)), places] = 1.0
-    return _Sums(sums.users, sums.values @ selector, sums.requests)
-
-
-def _psi(before: _Sums, now: _Sums) -> float:
-    p, q = ((side.mean * side.total + HALF) / (side.total + HALF * len(side.mean)) for side in (now, before))
+def _psi(before: _Sums, now: _Sums, joined: Float[np.ndarray, "D J"]) -> float:
+    p, q = ((side.mean @ joined * side.total + HALF) / (side.total + HALF * joined.shape[1]) for side in (now, before))
     return float(((p - q) * np.log(p / q)).sum())
 
 
 def _student(d: float, variance: float, n_users: int, spread: float, before: float, now: float) -> Difference | None:
     if spread <= 0 and d == 0:
         return None
+    if abs(d) <= ROUNDING * max(abs(before), abs(now)):
+        return Difference(0.0, 1.0, before, now)
     score = d**2 / spread if spread > 0 else np.inf
     p_value = 2 * float(stats.t.sf(abs(d) / np.sqrt(variance), n_users - 1)) if variance > 0 else float(d == 0)
     return Difference(float(score), p_value, before, now)

@@ -12,8 +12,7 @@ tests of a real look.
     volume     a share of the sessions stays away
     delay      feedback comes later by a factor; what comes after 30 minutes does not count
 
-A shift begins with the week. Stable weeks are looked at each hour, shifted ones each sixth: what a look may spend grows
-with the time since the last, so the week's budget is the same.
+A shift begins with the week. A week is looked at every four hours until the first alarm.
 """
 
 import json
@@ -21,7 +20,7 @@ import subprocess
 import sys
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -71,6 +70,8 @@ NAME = "champion"
 WATCH = WatchConfig(asked_requests=1_000_000)
 SESSIONS_A_DAY = 2_000
 FIRST_DAYS, WEEK_HOURS, WINDOW_HOURS = 7, 168, 24
+#: Hours between looks.
+EVERY = 4
 #: Days of arrivals before the week, for the volume.
 HISTORY_DAYS = 14
 DELAY_SECONDS = 300.0
@@ -92,20 +93,17 @@ _MODELS = (ENTROPY, EFFECTIVE, NATS)
 def measure(context: Context) -> dict[str, Figure]:
     """False alarms of stable weeks, detections of shifted ones, and what a look at a million requests costs."""
     n_stable, n_shifted = (20, 4) if context.quick else (N_STABLE, N_SHIFTED)
-    world = _World(storefront_pool(context.shared / "storefront", 1).members[0], 8_000 if context.quick else 24_000)
-    large = context.keep("large", partial(world.large, 100_000 if context.quick else LARGE_REQUESTS))
-    stable = [
-        context.keep(f"stable-{number}", partial(world.week, number, every=6 if context.quick else 1))
-        for number in range(n_stable)
-    ]
+    world = _World(storefront_pool(context.shared / "storefront", 1).members[0], 8_000 if context.quick else 12_000)
+    stable = [context.keep(f"stable-{number}", partial(world.week, number)) for number in range(n_stable)]
     shifted = {
         (kind, size): [
-            context.keep(f"{kind}-{size:g}-{number}", partial(world.week, number, every=6, kind=kind, size=size))
+            context.keep(f"{kind}-{size:g}-{number}", partial(world.week, number, kind, size))
             for number in range(n_shifted)
         ]
         for kind, sizes in SIZES.items()
         for size in sizes
     }
+    large = context.keep("large", partial(world.large, 100_000 if context.quick else LARGE_REQUESTS))
     return _figures(stable, shifted, large)
 
 
@@ -179,10 +177,10 @@ class _World:
         shop = Storefront(self._config.model_copy(update={"taste_shift": size if kind == "taste" else 0.0}))
         if kind == "items":
             shop = _Assortment(self._config, size)
-        served = self._member.set_strength(size if kind == "policy" else 1.0)
-        del served
+        self._member.set_strength(size if kind == "policy" else 1.0)
         with TemporaryDirectory() as scratch:
             log = self._log(shop, self._n_sessions, Path(scratch) / "log", 2 + len(self._pools))
+            # The champion that is asked is the one that was released.
             self._member.set_strength(1.0)
             span = Span(NAME, FIRST_DAY, FIRST_DAY + timedelta(days=400), FIRST_DAY, WATCH.window)
             traffic = read_traffic(log, self._models, span, WATCH)
@@ -196,7 +194,7 @@ class _World:
             np.unique(segments.astype(str), return_inverse=True)[1],
         )
 
-    def week(self, number: int, every: int, kind: str = "stable", size: float = 0.0) -> dict[str, float]:
+    def week(self, number: int, kind: str = "stable", size: float = 0.0) -> dict[str, float]:
         """Looks at one week, until the first alarm: how many hours it took, or infinity, and which panel rang."""
         chance = np.random.default_rng([number, *kind.encode(), round(1_000 * size)])
         before = _draw(self.pool("stable", 0.0), chance, HISTORY_DAYS * 24)
@@ -206,7 +204,7 @@ class _World:
         watch = Watch(Traffic(_without(first_days, _MODELS), _only(third, _MODELS)), None)
         arrivals = before.then(week, HISTORY_DAYS * 24)
         previous = None
-        for hour in range(every, WEEK_HOURS + 1, every):
+        for hour in range(EVERY, WEEK_HOURS + 1, EVERY):
             at = FIRST_DAY + timedelta(hours=hour)
             end = HISTORY_DAYS * 24 + hour
             now = arrivals.requests_of((arrivals.hour >= end - WINDOW_HOURS) & (arrivals.hour < end), WINDOW_HOURS)
@@ -289,18 +287,22 @@ class _Arrivals:
             {name: np.concatenate([part.columns[name] for part in parts]) for name in parts[0].columns},
         )
 
-    def volumes(self, end: int) -> tuple[list[Volume], Volume]:
-        """Requests of the windows before the last one, and of that."""
-        window = np.floor((self.hour - end) / WINDOW_HOURS).astype(np.int64)
-        lengths = np.empty(len(self.hour))
-        users = np.empty(len(self.hour), dtype=np.int64)
+    @cached_property
+    def _sizes(self) -> tuple[Int[np.ndarray, " A"], Int[np.ndarray, " A"]]:
+        """Requests and user of each session."""
+        lengths, users = np.zeros((2, len(self.hour)), dtype=np.int64)
         for place, pool in enumerate(self.pools):
             mine = self.which == place
             lengths[mine] = pool.lengths[self.session[mine]]
             users[mine] = pool.requests.user[pool.starts[self.session[mine]]]
-        whole = -(end // WINDOW_HOURS)
+        return lengths, users
+
+    def volumes(self, end: int) -> tuple[list[Volume], Volume]:
+        """Requests of the windows before the last one, and of that."""
+        lengths, users = self._sizes
+        window = np.floor((self.hour - end) / WINDOW_HOURS).astype(np.int64)
         found = []
-        for number in range(whole, 0):
+        for number in range(-HISTORY_DAYS, 0):
             mine = window == number
             per_user = np.bincount(np.unique(users[mine], return_inverse=True)[1], lengths[mine])
             found.append(Volume(int(per_user.sum()), int(np.square(per_user).sum())))
