@@ -66,8 +66,8 @@ def test_a_look_asks_the_user_model_and_holds_users_against_the_training_log(
     log = InteractionLog(f"sqlite:///{place / 'interactions.db'}")
     log.upgrade()
     now, day = datetime.now(UTC), timedelta(days=1)
-    release_since(log, policy_tag, now - 3 * day)
-    write_traffic(log, stored, policy_tag, now - 3 * day, now)
+    release_since(log, policy_tag, now - 3.5 * day)
+    write_traffic(log, stored, policy_tag, now - 3.5 * day, now)
     answer = CliRunner().invoke(
         app, ["drift", "--path", str(place / "interactions.db"), "--min-users", "100", "--json"]
     )
