@@ -59,6 +59,48 @@ def report_ab(
     Console().print(ab_panel(report))
 
 
+@serving_app.command("drift", epilog="Example: slateloop drift --set loop=shop")
+@command
+def look_for_drift(
+    config: ConfigFile = None,
+    settings: Settings = None,
+    path: SourcePath = None,
+    window_hours: Annotated[float, typer.Option("--window-hours", help="Hours of traffic that are judged.")] = 24.0,
+    baseline_days: Annotated[
+        float, typer.Option("--baseline-days", help="First days of a champion, which later ones are compared with.")
+    ] = 7.0,
+    weekly_false_alarms: Annotated[
+        float, typer.Option("--weekly-false-alarms", help="Share of stable weeks that may have one.")
+    ] = 0.05,
+    min_users: Annotated[int, typer.Option("--min-users", help="Users whom a side needs to be compared.")] = 200,
+    settle_minutes: Annotated[
+        float, typer.Option("--settle-minutes", help="Sessions that began so recently wait for the next look.")
+    ] = 60.0,
+    as_json: AsJson = False,
+) -> None:
+    """Look once whether a loop's traffic has moved; what is found stays in the home's history."""
+    from flows.config import load_config, source_path
+    from flows.drift_monitoring import look_and_keep, watch_config
+
+    watch = watch_config(
+        window_hours=window_hours,
+        baseline_days=baseline_days,
+        weekly_false_alarms=weekly_false_alarms,
+        min_users=min_users,
+        settle_minutes=settle_minutes,
+    )
+    loaded = load_config(config, settings or [], "log")
+    seen = look_and_keep(loaded, source_path(loaded, path), watch)
+    if as_json:
+        print(seen.model_dump_json(indent=2))
+        return
+    from rich.console import Console
+
+    from flows.terminal import drift_panel
+
+    Console().print(drift_panel(seen))
+
+
 @release_app.command("status", epilog="Example: slateloop release status --loop shop")
 @command
 def show_release(

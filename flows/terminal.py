@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from components.experiment.plan import AbPlan
     from flows.ab_report import AbReport
     from flows.benchmarks import Document
+    from flows.drift_monitoring import DriftLook
     from flows.load_test import LoadTest
     from flows.replay import Replay
     from flows.run_record import Forgotten, RunSummary
@@ -72,6 +73,39 @@ def ab_panel(report: "AbReport") -> Panel:
         ),
         title_align="left",
         border_style="red" if report.harm else _OUTCOME_STYLES[outcome].removeprefix("bold "),
+    )
+
+
+def drift_panel(seen: "DriftLook") -> Panel:
+    """A look at a loop's traffic: what moved, the surest of the rest, and what could not be watched."""
+    parts: list[Text | Table] = []
+    if seen.window_began is not None and seen.window_ended is not None:
+        parts.append(
+            Text(
+                f"{number(seen.n_requests)} requests of {number(seen.n_users)} users, "
+                f"{seen.window_began:%Y-%m-%d %H:%M} to {seen.window_ended:%Y-%m-%d %H:%M} UTC; "
+                f"{number(seen.n_before)} of the champion's first days"
+            )
+        )
+        parts.append(Text(f"Champion: {seen.champion}", overflow="fold"))
+    if seen.columns:
+        table = Table(box=None, padding=(0, 2, 0, 0))
+        for name in ("", "panel", "column", "against", "before", "now", "score", "p"):
+            table.add_column(name, overflow="fold")
+        for column in seen.columns:
+            before, now = ("" if value is None else number(value) for value in (column.before, column.now))
+            table.add_row(
+                Text("✗", "red") if column.moved else Text("✓", "green"), column.panel, column.column, column.against,
+                before, now, number(column.score, 3), f"{column.p_value:.2g}",
+            )  # fmt: skip
+        parts += [Text(), table]
+    if seen.notes:
+        parts += [Text(), *(Text(f"Not watched: {note}", overflow="fold") for note in seen.notes)]
+    return Panel(
+        Group(*parts),
+        title=Text.assemble((f"{seen.loop}: ", "bold"), seen.verdict()),
+        title_align="left",
+        border_style="red" if seen.alarm else "green" if seen.columns else "yellow",
     )
 
 

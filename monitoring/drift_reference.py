@@ -97,12 +97,12 @@ def derived_scalars(
     columns = {
         "step": pl.col("step"),
         "n_events": pl.col("events").list.len().fill_null(0),
-        "event_log_popularity": _log_popularity(event_items, vocabulary),
+        "event_log_popularity": log_popularity(event_items, vocabulary),
     }
     if slates:
         columns |= {
             "n_candidates": pl.col("candidates").list.len(),
-            "slate_log_popularity": _log_popularity(pl.col("slate"), vocabulary),
+            "slate_log_popularity": log_popularity(pl.col("slate"), vocabulary),
             "click_rate": _rate("clicked"),
             "reward": reward_per_position(manifest).list.sum(),
         }
@@ -137,7 +137,8 @@ def derived_scalars(
     )
 
 
-def _log_popularity(item_ids: pl.Expr, vocabulary: Vocabulary) -> pl.Expr:
+def log_popularity(item_ids: pl.Expr, vocabulary: Vocabulary) -> pl.Expr:
+    """Mean of log(1 + training count) over each list's items; unknown ones count 0."""
     known = pl.Series(vocabulary.item_ids, dtype=pl.String)
     log_counts = pl.Series(vocabulary.counts()[FIRST_ITEM:].log1p().double().numpy())
     return item_ids.list.eval(

@@ -1,0 +1,346 @@
+"""Watch a loop: one look at its traffic, judged within a weekly budget of false alarms, kept, drawn and told."""
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from prefect import flow
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from components.errors import InputError
+from components.interactions.importers import interaction_log
+from components.interactions.log import InteractionLog
+from components.interactions.stored_copies import staging_file
+from components.interactions.traffic import first_feedback, requests_by_window
+from flows.champion_origin import Origin, find_origin
+from flows.config import LoopConfig, interaction_database
+from flows.events import LoopEvent, emit
+from flows.settings import PlatformSettings, require_writable
+from flows.tasks import publish
+from monitoring.alarm_budget import look_level
+from monitoring.drift_tests import Volume
+from monitoring.traffic_watch import (
+    DELAY,
+    EFFECTIVE,
+    ENTROPY,
+    NATS,
+    VOLUME,
+    Models,
+    Span,
+    Traffic,
+    Watch,
+    WatchConfig,
+    WatchedColumn,
+    compare_volume,
+    judge,
+    means,
+    read_traffic,
+)
+from monitoring.workspace import add_look
+from services.policy_store import load_model
+from services.releases import Release, Releases
+
+#: Sessions that had begun so long before a span are known to be cut by its beginning.
+EARLIER = timedelta(days=1)
+#: Folders of the home: the history of looks, and Evidently's workspace.
+LOOKS, WORKSPACE = "drift", "evidently"
+#: Columns whose means Evidently's panels draw.
+DRAWN = ("reward", "click_rate", "purchase_rate", ENTROPY, NATS, DELAY)
+
+
+class DriftLook(BaseModel):
+    """One look at a loop's traffic."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    loop: str = Field(description="The recommender.")
+    seen_at: datetime = Field(description="When the log was read.")
+    champion: str | None = Field(description="Tag of the policy that serves; None where nothing is released.")
+    serves_since: datetime | None = Field(default=None, description="When it became the champion.")
+    window_began: datetime | None = Field(default=None, description="Sessions that began from here on are judged ...")
+    window_ended: datetime | None = Field(default=None, description="... and before this.")
+    n_requests: int = Field(default=0, description="Requests of these sessions that the champion served.")
+    n_users: int = Field(default=0, description="Users who made them.")
+    n_before: int = Field(default=0, description="Requests of the champion's first days, which they are compared with.")
+    level: float = Field(default=0.0, description="Chance of a false alarm that this look may use.")
+    weekly_false_alarms: float = Field(description="Chance of a false alarm that a week's looks share.")
+    columns: tuple[WatchedColumn, ...] = Field(default=(), description="What was tested, what moved first.")
+    alarm: bool = Field(default=False, description="Whether anything moved.")
+    notes: tuple[str, ...] = Field(default=(), description="What could not be watched, and why.")
+
+    @property
+    def moved(self) -> tuple[WatchedColumn, ...]:
+        """What moved, surest first."""
+        return tuple(column for column in self.columns if column.moved)
+
+    def verdict(self) -> str:
+        """The look in a sentence."""
+        if self.alarm:
+            panels = ", ".join(dict.fromkeys(column.panel for column in self.moved))
+            return f"{len(self.moved)} of {len(self.columns)} tests found a move: {panels}"
+        return f"nothing moved in {len(self.columns)} tests" if self.columns else "nothing could be judged"
+
+    def markdown(self) -> str:
+        """The look as text, the verdict first."""
+        lines = [f"# {self.loop}: {self.verdict()}"]
+        if self.window_began is not None and self.window_ended is not None:
+            lines.append(
+                f"{self.n_requests:,} requests of {self.n_users:,} users from {self.window_began:%Y-%m-%d %H:%M} to "
+                f"{self.window_ended:%Y-%m-%d %H:%M} UTC, served by {self.champion}; {self.n_before:,} requests of its "
+                f"first days. This look may err with a chance of {self.level:.2g}, all of a week together "
+                f"{self.weekly_false_alarms:g}."
+            )
+        if self.columns:
+            rows = [
+                f"| {'**moved**' if column.moved else ''} | {column.panel} | {column.column} | {column.against} | "
+                f"{_number(column.before)} | {_number(column.now)} | {column.score:.3g} | {column.p_value:.2g} |"
+                for column in self.columns
+            ]
+            head = "| | panel | column | against | before | now | score | p |"
+            lines.append("\n".join([head, "| --- " * 8 + "|", *rows]))
+        lines += [f"- {note}" for note in self.notes]
+        return "\n\n".join(lines)
+
+
+@flow(name="drift-monitoring")
+def drift_monitoring(config: LoopConfig, path: Path | None = None, watch: WatchConfig | None = None) -> DriftLook:
+    """Look at the loop's traffic once.
+
+    Args:
+        config: its loop, and how its source `log` reads the interaction log.
+        path: SQLite file of the log; the endpoint's own database by default.
+        watch: what a look compares, and how often it may err.
+    """
+    seen = look_and_keep(config, path, watch or WatchConfig())
+    publish("drift-monitoring", seen.markdown())
+    if seen.alarm:
+        emit(LoopEvent.DRIFTED, seen.loop, reason_of(seen), evidence_of(seen))
+    return seen
+
+
+def watch_config(**options: float) -> WatchConfig:
+    """What a look compares, from options of the command line by name.
+
+    Raises:
+        InputError: a value is out of its bounds.
+    """
+    try:
+        return WatchConfig.model_validate(options)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = str(first["loc"][0]).replace("_", "-")
+        raise InputError(f"--{name} {first['input']}: {first['msg'][0].lower()}{first['msg'][1:]}") from None
+
+
+def reason_of(seen: DriftLook) -> str:
+    """Why a look rings, in a sentence."""
+    return f"{seen.verdict()}; surest: {seen.moved[0].sentence()}"
+
+
+def evidence_of(seen: DriftLook) -> dict[str, object]:
+    """The figures behind an alarm, as JSON."""
+    return seen.model_dump(mode="json", exclude={"columns"}) | {
+        "moved": [column.model_dump(mode="json") for column in seen.moved]
+    }
+
+
+def look_and_keep(config: LoopConfig, path: Path | None, watch: WatchConfig) -> DriftLook:
+    """Look once, add the look to the loop's history and a run to its project in Evidently's workspace.
+
+    Raises:
+        InputError: the source is another one than the log, `as_of` is set, there is no interaction log, or the home
+            cannot be written.
+        LogUnavailableError: the database cannot be reached.
+    """
+    settings = PlatformSettings()
+    require_writable(settings.home, "SLATELOOP_HOME")
+    seen, before, now = look(config, path, watch, settings, read_looks(settings.home, config.loop))
+    keep_look(settings.home, seen)
+    if now is not None:
+        add_look(
+            settings.home / WORKSPACE,
+            seen.loop,
+            at=seen.seen_at,
+            before=None if before is None else before.requests,
+            now=now.requests,
+            figures=_figures(seen, now),
+        )
+    return seen
+
+
+def look(
+    config: LoopConfig, path: Path | None, watch: WatchConfig, settings: PlatformSettings, earlier: list[DriftLook]
+) -> tuple[DriftLook, Traffic | None, Traffic | None]:
+    """One look with both sides of it, the champion's first days and the window, where they could be read.
+
+    Raises:
+        InputError: as `look_and_keep`.
+        LogUnavailableError: the database cannot be reached.
+    """
+    if not isinstance(config.source, interaction_log.Config):
+        raise InputError(f"source.name = {config.source.name!r}: live traffic is read from the source 'log'")  # type: ignore[attr-defined]
+    if config.as_of is not None:
+        raise InputError(f"as_of = {config.as_of}: drift is watched of this moment; leave as_of out")
+    torch.set_num_threads(config.threads)
+    seen_at = datetime.now(UTC)
+    log = InteractionLog(interaction_database(path))
+    release = _champions_first(Releases(log).history(config.loop))
+    if release is None:
+        note = f"loop {config.loop!r}: nothing is released, so there is no champion to watch"
+        nothing = DriftLook(
+            loop=config.loop,
+            seen_at=seen_at,
+            champion=None,
+            weekly_false_alarms=watch.weekly_false_alarms,
+            notes=(note,),
+        )
+        return nothing, None, None
+    reader = _Reader(config, config.source, log, watch, release, find_origin(release.champion, settings), seen_at)
+    first_days, now = reader.first_days(), reader.now()
+    notes = [*reader.origin.missing]
+    columns: list[WatchedColumn] = []
+    n_users = 0 if now is None else now.requests.n_users
+    if now is None or n_users < watch.min_users:
+        notes.append(
+            f"{n_users:,} users in the window: too few; from {watch.min_users:,} on their requests are compared, and "
+            "until then only their number"
+        )
+    else:
+        if first_days is None or first_days.requests.n_users < watch.min_users:
+            notes.append("the champion's first days are too few yet to compare what it shows and earns with them")
+            first_days = None
+        columns += Watch(first_days, reader.origin.reference).compare(now)
+    traffic = requests_by_window(log, config.loop, seen_at, watch.window, watch.history_windows + 1)
+    *history, latest = [Volume(one.requests, one.squares) for one in traffic] or [Volume(0, 0)]
+    volume = compare_volume(history, latest)
+    if not volume:
+        notes.append(f"{len(history)} earlier windows with traffic; from 3 on the number of requests is compared")
+    columns += volume
+    judged = [one.seen_at for one in earlier if one.columns and one.champion == release.champion]
+    previous = max((at for at in judged if reader.serves_since <= at <= seen_at), default=None)
+    level = look_level(watch.weekly_false_alarms, reader.serves_since, previous, seen_at) if columns else 0.0
+    tested = judge(columns, level, watch.floor)
+    seen = DriftLook(
+        loop=config.loop,
+        seen_at=seen_at,
+        champion=release.champion,
+        serves_since=reader.serves_since,
+        window_began=reader.window_began,
+        window_ended=reader.window_ended,
+        n_requests=0 if now is None else now.n_requests,
+        n_users=n_users,
+        n_before=0 if first_days is None else first_days.n_requests,
+        level=level,
+        weekly_false_alarms=watch.weekly_false_alarms,
+        columns=tested,
+        alarm=any(column.moved for column in tested),
+        notes=tuple(notes),
+    )
+    return seen, first_days, now
+
+
+def _champions_first(history: list[Release]) -> Release | None:
+    """The release since which the champion has served without a break."""
+    first = None
+    for release in history[::-1]:
+        if first is not None and release.champion != first.champion:
+            break
+        first = release
+    return first
+
+
+class _Reader:
+    """The two sides of a look."""
+
+    def __init__(
+        self, config: LoopConfig, source: interaction_log.Config, log: InteractionLog, watch: WatchConfig,
+        release: Release, origin: Origin, seen_at: datetime,
+    ) -> None:  # fmt: skip
+        self.origin = origin
+        self.serves_since = datetime.fromtimestamp(release.released_at / 1e6, UTC)
+        self._attribution = timedelta(minutes=source.attribution_minutes)
+        self._settled = self._attribution + timedelta(minutes=watch.settle_minutes)
+        self.window_ended = seen_at - self._settled
+        self.window_began = max(self.window_ended - watch.window, self.serves_since)
+        self._source = source.model_copy(update={"items": None, "history_days": None})
+        self._loop, self._log, self._watch, self._champion = config.loop, log, watch, release.champion
+        self._models = Models(load_model(release.champion), origin.user_model, origin.items)
+
+    def now(self) -> Traffic | None:
+        """The window; None where nothing was logged in it."""
+        return self._read(self.window_began, self.window_ended)
+
+    def first_days(self) -> Traffic | None:
+        """The champion's first days before the window; None where nothing was logged in them."""
+        until = min(self.serves_since + timedelta(days=self._watch.baseline_days), self.window_began)
+        return self._read(self.serves_since, until)
+
+    def _read(self, since: datetime, until: datetime) -> Traffic | None:
+        if until <= since:
+            return None
+        # As much after the sessions' beginnings as a window has: both sides are cut alike.
+        known = until + self._settled
+        url = self._log.engine.url.render_as_string(hide_password=False)
+        with TemporaryDirectory() as scratch:
+            try:
+                log = interaction_log.import_database(
+                    self._source, url, Path(scratch) / "log", self._loop, until=known, since=since - EARLIER
+                )
+            except interaction_log.NothingLoggedError:
+                return None
+            feedback = first_feedback(self._log, self._loop, since, known, self._attribution)
+            span = Span(self._champion, since, until, anchor=until, window=self._watch.window)
+            traffic = read_traffic(log, self._models, span, self._watch, feedback)
+        return traffic if traffic.n_requests else None
+
+
+def _figures(seen: DriftLook, now: Traffic) -> dict[str, float]:
+    """The numbers of a look that Evidently's panels draw."""
+    found = {column.column: column.now for column in seen.columns if column.now is not None}
+    known = {**means(now.requests), **means(now.asked)}
+    return {
+        **{name: known[name] for name in DRAWN if name in known},
+        **{name: found[name] for name in (EFFECTIVE, VOLUME) if name in found},
+        "moved_share": len(seen.moved) / max(len(seen.columns), 1),
+        "alarm": float(seen.alarm),
+    }
+
+
+def keep_look(home: Path, seen: DriftLook) -> Path:
+    """Leave a look in the loop's history; returns its file.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    file = home / LOOKS / seen.loop / f"{seen.seen_at:%Y%m%dT%H%M%S.%fZ}.json"
+    staging = staging_file(file)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        staging.write_text(seen.model_dump_json(indent=2) + "\n")
+        staging.replace(file)
+    except OSError as error:
+        raise InputError(f"{file}: cannot be written: {error.strerror}; set SLATELOOP_HOME") from None
+    finally:
+        staging.unlink(missing_ok=True)
+    return file
+
+
+def read_looks(home: Path, loop: str) -> list[DriftLook]:
+    """A loop's looks, oldest first.
+
+    Raises:
+        InputError: a file is no look.
+    """
+    looks = []
+    for file in sorted((home / LOOKS / loop).glob("[!.]*.json")):
+        try:
+            looks.append(DriftLook.model_validate_json(file.read_bytes()))
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            raise InputError(f"{file}: is no look: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    return looks
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
