@@ -10,7 +10,7 @@ from uuid import UUID
 
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import StateType
-from prefect.events.actions import CancelFlowRun, ChangeFlowRunState, RunDeployment, SendNotification
+from prefect.events.actions import ChangeFlowRunState, RunDeployment, SendNotification
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 from prefect.exceptions import ObjectNotFound
 
@@ -97,7 +97,7 @@ def automations_of(
             threshold=1,
             within=too_late,
         ),
-        actions=[CancelFlowRun()],
+        actions=[ChangeFlowRunState(state=StateType.CANCELLED, message="No worker took the run in time.")],
     )
     if notify is not None:
         yield AutomationCore(
