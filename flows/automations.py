@@ -10,7 +10,7 @@ from uuid import UUID
 
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import StateType
-from prefect.events.actions import CancelFlowRun, ChangeFlowRunState, RunDeployment, SendNotification
+from prefect.events.actions import ChangeFlowRunState, RunDeployment, SendNotification
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 from prefect.exceptions import ObjectNotFound
 
@@ -23,6 +23,8 @@ SILENCE = timedelta(minutes=5)
 #: Time after which a late run is given up: the next one of its schedule does the same work.
 TOO_LATE = timedelta(hours=1)
 ENDED = frozenset(f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "TimedOut", "Cancelled", "Crashed"))
+#: States of a run that a worker has looked at; one that waits for its turn waits as long as it takes.
+TAKEN = frozenset(f"prefect.flow-run.{state}" for state in ("Pending", "Running", "AwaitingConcurrencySlot"))
 HEARTBEAT = "prefect.flow-run.heartbeat"
 #: What somebody is told of, beside the loop's own events.
 FAILURES = frozenset(f"prefect.flow-run.{state}" for state in ("Failed", "TimedOut", "Crashed", "Late"))
@@ -87,7 +89,7 @@ def automations_of(
         description="Runs that no worker took in time would all begin at once when one comes back.",
         trigger=EventTrigger(
             after={"prefect.flow-run.Late"},
-            expect={"prefect.flow-run.Pending", "prefect.flow-run.Running", *ENDED},
+            expect={*TAKEN, *ENDED},
             match={"prefect.resource.id": "prefect.flow-run.*"},
             match_related=own,
             for_each={"prefect.resource.id"},
@@ -95,7 +97,7 @@ def automations_of(
             threshold=1,
             within=too_late,
         ),
-        actions=[CancelFlowRun()],
+        actions=[ChangeFlowRunState(state=StateType.CANCELLED, message="No worker took the run in time.")],
     )
     if notify is not None:
         yield AutomationCore(
@@ -166,8 +168,8 @@ def put_automations(
 
 
 def _whole(automation: AutomationCore) -> AutomationCore:
-    """The automation with every field set: an update leaves out others, and an action without its type is none."""
-    return AutomationCore.model_validate(automation.model_dump())
+    """The automation with every field set: updates leave out the others, and an action without a type does nothing."""
+    return AutomationCore.model_validate(automation.model_dump(exclude={"owner_resource"}))
 
 
 def _content(automation: AutomationCore) -> object:
