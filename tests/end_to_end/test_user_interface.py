@@ -96,7 +96,7 @@ def test_the_page_of_a_run_shows_the_decision_its_reasons_and_its_tables(
 ) -> None:
     page = wide(browser)
     page.goto(f"{platform.prefect}/runs/flow-run/{platform.run}")
-    page.get_by_role("tab", name="Artifacts").click()
+    page.get_by_text("Artifacts", exact=True).first.click(timeout=60_000)
     outcome = first_run.document["decision"]["outcome"]
     for key in ("shop-run", "shop-estimates", "shop-ab-test", "shop-history"):
         expect(page.get_by_text(key, exact=True).first).to_be_visible(timeout=60_000)
