@@ -82,8 +82,7 @@ class Deployed:
 def planned() -> list[PlannedDeployment]:
     """What prefect.yaml describes."""
     document = yaml.safe_load(PREFECT_FILE.read_text())
-    plans = [PlannedDeployment.model_validate(entry) for entry in document["deployments"]]
-    return [plan for plan in plans if (REPOSITORY / plan.entrypoint.partition(":")[0]).is_file()]
+    return [PlannedDeployment.model_validate(entry) for entry in document["deployments"]]
 
 
 def deploy(

@@ -103,7 +103,7 @@ class DriftLook(BaseModel):
         return "\n\n".join(lines)
 
 
-@flow(name="drift-monitoring")
+@flow(name="drift-monitoring", timeout_seconds=PlatformSettings().run_hours * 3600)
 def drift_monitoring(config: LoopConfig, path: Path | None = None, watch: WatchConfig | None = None) -> DriftLook:
     """Look at the loop's traffic once.
 
