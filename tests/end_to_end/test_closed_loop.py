@@ -153,7 +153,7 @@ def policy_of(run: dict[str, Any], name: str) -> StoredPolicy:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(3_600)
+@pytest.mark.timeout(7_200)
 def test_the_loop_closes_and_responds_when_the_world_breaks(shop: tuple[Shop, dict[str, Any]], tmp_path: Path) -> None:
     shop_, first = shop
     config = world(first).config

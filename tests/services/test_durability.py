@@ -144,7 +144,7 @@ def test_a_server_that_is_told_to_end_answers_what_it_accepted(
     assert not [reason for reason in clients.broken if "complete message body" in reason], clients.broken
 
 
-@pytest.mark.parametrize("n_kills", [2, pytest.param(200, marks=[pytest.mark.slow, pytest.mark.timeout(3_600)])])
+@pytest.mark.parametrize("n_kills", [2, pytest.param(200, marks=[pytest.mark.slow, pytest.mark.timeout(7_200)])])
 def test_a_killed_worker_loses_nothing_in_sqlite(policy_tag: str, homes: tuple[Path, Path, Path], n_kills: int) -> None:
     url = f"sqlite:///{homes[2] / 'interactions.db'}"
     release(url, policy_tag)
@@ -152,7 +152,7 @@ def test_a_killed_worker_loses_nothing_in_sqlite(policy_tag: str, homes: tuple[P
 
 
 @pytest.mark.services
-@pytest.mark.timeout(3_600)
+@pytest.mark.timeout(7_200)
 @pytest.mark.parametrize("n_kills", [5, pytest.param(200, marks=pytest.mark.slow)])
 def test_a_killed_worker_loses_nothing_in_postgresql(
     policy_tag: str, homes: tuple[Path, Path, Path], postgresql: PostgreSql, n_kills: int
