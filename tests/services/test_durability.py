@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -92,8 +93,12 @@ def _server(address: str) -> psutil.Process:
 
 def _workers(address: str) -> list[psutil.Process]:
     """The processes below the server of an address."""
-    children = _server(address).children(recursive=True)
-    return [child for child in children if "resource_tracker" not in " ".join(child.cmdline())]
+    workers = []
+    for child in _server(address).children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # one that was killed and is a zombie still, too
+            if "resource_tracker" not in " ".join(child.cmdline()):
+                workers.append(child)
+    return workers
 
 
 def hold_against(url: str, clients: Clients) -> None:
