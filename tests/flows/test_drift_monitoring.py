@@ -139,11 +139,12 @@ def test_a_bad_day_rings_on_every_panel_that_it_touches(
 def test_the_log_tells_volume_and_delay_without_an_import(days: Path, policy_tag: str) -> None:
     log = InteractionLog(f"sqlite:///{days}")
     traffic = requests_by_window(log, "shop", NOW - DAY, DAY, 28)
-    assert len(traffic) == 4 and all(one.requests > 0 and one.squares >= one.requests for one in traffic)
+    # The first of the four days began before the first request: it is no whole one.
+    assert len(traffic) == 3 and all(one.requests > 0 and one.squares >= one.requests for one in traffic)
     assert requests_by_window(log, "another", NOW, DAY, 28) == []
     outage = requests_by_window(log, "shop", NOW + DAY, DAY, 28)
     assert outage[-1].requests == 0
-    heard = first_feedback(log, "shop", NOW - 5 * DAY, NOW, timedelta(seconds=5))
-    everything = first_feedback(log, "shop", NOW - 5 * DAY, NOW, timedelta(hours=1))
+    heard = first_feedback(log, "shop", NOW - 4 * DAY, NOW, timedelta(seconds=5))
+    everything = first_feedback(log, "shop", NOW - 4 * DAY, NOW, timedelta(hours=1))
     assert 0 < heard.height < everything.height == sum(one.requests for one in traffic)
     assert heard["feedback_seconds"].max() <= 5
