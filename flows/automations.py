@@ -158,7 +158,7 @@ def put_automations(
         there = client.read_automations_by_name(automation.name)
         if not there:
             client.create_automation(automation)
-        elif _content(there[0]) != _content(automation):
+        elif content_of(there[0]) != content_of(automation):
             client.update_automation(there[0].id, _whole(automation.model_copy(update={"enabled": there[0].enabled})))
     if notify is None:
         for name in (_telling_of_runs(loop), _telling_of_events(loop)):
@@ -172,9 +172,10 @@ def _whole(automation: AutomationCore) -> AutomationCore:
     return AutomationCore.model_validate(automation.model_dump(exclude={"owner_resource"}))
 
 
-def _content(automation: AutomationCore) -> object:
-    # Whether somebody switched it off is theirs to say, and nothing of ours.
-    return _whole(automation).model_dump(mode="json", exclude={"enabled"})
+def content_of(automation: AutomationCore) -> object:
+    """What must be equal for an automation to be left alone; whether somebody switched it off is theirs to say."""
+    # As JSON, sets that are equal may differ in their order.
+    return _whole(automation).model_dump(mode="python", exclude={"enabled"})
 
 
 def _block(client: SyncPrefectClient, name: str) -> UUID:
