@@ -50,7 +50,10 @@ def automations_of(
         too_late: time after which a late run is given up.
         notify: the block that is told of failures and of the loop's events.
     """
-    own = {"prefect.resource.role": "deployment", "prefect.resource.id": [_resource(id) for id in deployments.values()]}
+    own: dict[str, str | list[str]] = {
+        "prefect.resource.role": "deployment",
+        "prefect.resource.id": [_resource(id) for id in deployments.values()],
+    }
     yield AutomationCore(
         name=f"{loop}: drift wakes retraining",
         description="The first event of drift wakes the loop; those of the following hours do not.",
@@ -72,31 +75,13 @@ def automations_of(
     yield AutomationCore(
         name=f"{loop}: silent runs have crashed",
         description="A run whose process was killed cannot say so itself.",
-        trigger=EventTrigger(
-            after={HEARTBEAT},
-            expect={HEARTBEAT, *ENDED},
-            match={"prefect.resource.id": "prefect.flow-run.*"},
-            match_related=own,
-            for_each={"prefect.resource.id"},
-            posture=Posture.Proactive,
-            threshold=1,
-            within=silence,
-        ),
+        trigger=_missing({HEARTBEAT, *ENDED}, after={HEARTBEAT}, within=silence, own=own),
         actions=[ChangeFlowRunState(state=StateType.CRASHED, message="No heartbeat: the run's process has ended.")],
     )
     yield AutomationCore(
         name=f"{loop}: late runs are given up",
         description="Runs that no worker took in time would all begin at once when one comes back.",
-        trigger=EventTrigger(
-            after={"prefect.flow-run.Late"},
-            expect={*TAKEN, *ENDED},
-            match={"prefect.resource.id": "prefect.flow-run.*"},
-            match_related=own,
-            for_each={"prefect.resource.id"},
-            posture=Posture.Proactive,
-            threshold=1,
-            within=too_late,
-        ),
+        trigger=_missing({*TAKEN, *ENDED}, after={"prefect.flow-run.Late"}, within=too_late, own=own),
         actions=[ChangeFlowRunState(state=StateType.CANCELLED, message="No worker took the run in time.")],
     )
     if notify is not None:
@@ -135,6 +120,22 @@ def automations_of(
                 )
             ],
         )
+
+
+def _missing(
+    expect: set[str], *, after: set[str], within: timedelta, own: Mapping[str, str | list[str]]
+) -> EventTrigger:
+    """Fires for each run of our own deployments of which nothing that is expected comes in time."""
+    return EventTrigger(
+        after=after,
+        expect=expect,
+        match={"prefect.resource.id": "prefect.flow-run.*"},
+        match_related=own,
+        for_each={"prefect.resource.id"},
+        posture=Posture.Proactive,
+        threshold=1,
+        within=within,
+    )
 
 
 def put_automations(

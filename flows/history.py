@@ -2,11 +2,10 @@
 
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from flows.numbers import interval, number
+from flows.numbers import kept_figure
 from flows.run_folder import past_runs, read_lineage, read_record
 
 
@@ -46,14 +45,7 @@ def _past_decision(folder: Path, started: datetime, source: str, outcome: str) -
         started=started,
         source=source,
         outcome=outcome,
-        estimate=_with_interval(evidence.get("gating"), "value", "not identified", signed=False),
-        difference=_with_interval(evidence.get("ab"), "difference", "no A/B", signed=True),
+        estimate=kept_figure(evidence.get("gating"), "value", "not identified"),
+        difference=kept_figure(evidence.get("ab"), "difference", "no A/B", signed=True),
         policy_tag=read_lineage(folder).get("policy_tag", "unknown"),
     )
-
-
-def _with_interval(record: dict[str, Any] | None, name: str, otherwise: str, *, signed: bool) -> str:
-    if not record or name not in record:
-        return otherwise
-    bounds = interval(record.get("lower"), record.get("upper"), signed=signed)
-    return f"{number(record[name], signed=signed)} ({bounds})"

@@ -45,6 +45,14 @@ def git_commit() -> str | None:
         return None
 
 
+def files_changed_since(commit: str) -> list[str]:
+    """Files of the library that differ from a commit; none where git cannot tell."""
+    try:
+        return _git("diff", "--name-only", commit, "--", *LIBRARY).split() if commit else []
+    except (OSError, subprocess.CalledProcessError):
+        return []
+
+
 def folder_digest(folder: Path, names: Iterable[str] | None = None) -> str:
     """Digest of a folder's files by name and content; of a single file where the path is one."""
     if folder.is_file():

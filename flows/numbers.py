@@ -1,6 +1,8 @@
 """Numbers as people read them: few digits, thousands separated, a true minus sign, and their unit beside them."""
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 #: Keeps a number and its unit on one line.
 _SPACE = "\N{NO-BREAK SPACE}"
@@ -21,6 +23,14 @@ def interval(lower: float | None, upper: float | None, digits: int = 4, *, signe
     if lower is None or upper is None:
         return "none claimed"
     return f"{number(lower, digits, signed=signed)} to {number(upper, digits, signed=signed)}"
+
+
+def kept_figure(record: Mapping[str, Any] | None, name: str, otherwise: str, *, signed: bool = False) -> str:
+    """A figure of a record that was kept as JSON with its interval, or words where the record does not have it."""
+    if not record or name not in record:
+        return otherwise
+    bounds = interval(record.get("lower"), record.get("upper"), signed=signed)
+    return f"{number(record[name], signed=signed)} ({bounds})"
 
 
 def share(value: float, *, signed: bool = False) -> str:

@@ -19,7 +19,7 @@ from components.world_model.user_model_folder import load_user_model
 from flows.config import LoopConfig
 from flows.data_versions import add_to_cache
 from flows.lineage import LIBRARY, code_digest, folder_digest, git_commit, lock_digest
-from flows.run_record import Package
+from flows.run_record import POLICY_FILES, Package
 from flows.settings import PlatformSettings
 from flows.stage_store import clear_abandoned, stage, staging_beside
 from flows.stages import read_decision
@@ -118,7 +118,7 @@ def package_policy(
         policy_tag=tags["challenger"],
         baseline_tag=tags["baseline"],
         bento_tag=build_bento(tags.values()),
-        policy_digest=folder_digest(policy, ("policy.json", "policy.safetensors")),
+        policy_digest=folder_digest(policy, POLICY_FILES),
     )
     (out / "package.json").write_text(package.model_dump_json(indent=2))
 

@@ -5,7 +5,6 @@ tells nobody, and leaves the ledger, the data folder and the finished stages as 
 """
 
 import shutil
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -22,18 +21,17 @@ from components.interactions.log_folder import open_log
 from flows import stages
 from flows.as_of import pinned
 from flows.config import LoopConfig, source_path
-from flows.lineage import LIBRARY, code_digest, folder_digest, lock_digest
-from flows.numbers import interval, number
+from flows.lineage import code_digest, files_changed_since, folder_digest, lock_digest
+from flows.numbers import kept_figure
 from flows.retraining import learn_and_judge, source_ref
 from flows.run_folder import find_run, read_lineage, read_mark, read_record
-from flows.settings import REPOSITORY, PlatformSettings, require_writable
+from flows.run_record import POLICY_FILES
+from flows.settings import PlatformSettings, require_writable
 from flows.stage_store import StageStore, clear_abandoned, staging_beside
 from flows.stages import BASELINE, POLICY, Estimates, read_ab, read_decision
 from flows.tasks import Run
 
 LOCK = "constraints.txt"
-#: Files of a policy, whose bytes are its identity.
-POLICY_FILES = ("policy.json", "policy.safetensors")
 #: How much of a digest is shown.
 DIGITS = 12
 
@@ -177,7 +175,7 @@ def _changed(lineage: dict[str, Any]) -> Iterator[str]:
     """What is another one now than a run's lineage says."""
     if lineage["code_digest"] != code_digest():
         commit = str(lineage.get("commit") or "").partition("+")[0]
-        files = _files_changed_since(commit)
+        files = files_changed_since(commit)
         which = (
             f"; since commit {commit[:DIGITS]}: {', '.join(files)}" if files else f", of commit {commit or 'unknown'}"
         )
@@ -187,18 +185,6 @@ def _changed(lineage: dict[str, Any]) -> Iterator[str]:
         )
     if lineage["lock_digest"] != lock_digest():
         yield f"lock: digest {lineage['lock_digest'][:DIGITS]} then, {lock_digest()[:DIGITS]} now ({LOCK})"
-
-
-def _files_changed_since(commit: str) -> list[str]:
-    """Files of the library that differ from a commit; none where git cannot tell."""
-    if not commit:
-        return []
-    asked = ["git", "diff", "--name-only", commit, "--", *LIBRARY]
-    try:
-        answer = subprocess.run(asked, cwd=REPOSITORY, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return []
-    return answer.stdout.split()
 
 
 def _data(recorded: Recorded, dataset: Path, *, anyway: bool) -> Compared:
@@ -245,10 +231,5 @@ def _digests(what: str, then: str, now: str) -> Compared:
 
 
 def _records(what: str, then: dict[str, Any] | None, now: dict[str, Any] | None, figure: str) -> Compared:
-    return Compared(what=what, recorded=_short(then, figure), replayed=_short(now, figure), equal=then == now)
-
-
-def _short(record: dict[str, Any] | None, figure: str) -> str:
-    if record is None or figure not in record:
-        return "none"
-    return f"{number(record[figure])} ({interval(record.get('lower'), record.get('upper'))})"
+    before, after = (kept_figure(record, figure, "none") for record in (then, now))
+    return Compared(what=what, recorded=before, replayed=after, equal=then == now)

@@ -25,7 +25,17 @@ from components.validation.checks import DataChecks
 from flows.ledger_store import add_entry, read_ledger, summary_around
 from flows.lineage import code_digest, git_commit, lock_digest
 from flows.report import write_report
-from flows.run_record import Evidence, Forgotten, Lineage, Package, Release, RunSummary, SplitSummary, outcome_of
+from flows.run_record import (
+    POLICY_FILES,
+    Evidence,
+    Forgotten,
+    Lineage,
+    Package,
+    Release,
+    RunSummary,
+    SplitSummary,
+    outcome_of,
+)
 from flows.stage_facts import stage_fact
 from flows.stage_store import MANIFEST, StageManifest, StageRef, clear_abandoned, staging_beside
 from flows.stages import BASELINE, POLICY, Estimates, read_ab, read_curves, read_decision
@@ -101,7 +111,7 @@ def leave_run_folder(
         for stage, name in (("policy", POLICY), ("baseline", BASELINE)):
             folder = staging / "policies" / name
             folder.mkdir(parents=True)
-            for file in ("policy.json", "policy.safetensors"):
+            for file in POLICY_FILES:
                 shutil.copyfile(stages[stage] / file, folder / file)
         write_report(evidence, decision, lineage, staging / "report.html")
         replace_folder(staging, run.folder)

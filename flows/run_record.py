@@ -15,8 +15,12 @@ from components.evaluation.world_model_trust import WorldModelTrust
 from components.experiment.ab import AbResult
 from components.experiment.gate import Decision
 from components.experiment.ledger import LedgerSummary
+from components.policies.policy_folder import DESCRIPTION, WEIGHTS
 from components.validation.checks import DataChecks
 from flows.config import LoopConfig
+
+#: Files of a policy, whose bytes are its identity.
+POLICY_FILES = (DESCRIPTION, WEIGHTS)
 
 
 class Curve(BaseModel):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import polars as pl
 
-from components.evaluation.policy_value import NotIdentified, PolicyValue
+from components.evaluation.policy_value import NotIdentified
 from components.evaluation.trust_score import TrustScore
 from components.evaluation.world_model_trust import WorldModelTrust
 from components.interactions.log_folder import open_log
@@ -21,16 +21,6 @@ from monitoring.drift_reference import REFERENCE
 def stage_fact(stage: str, folder: Path) -> str:
     """What came out of a finished stage, without a full stop."""
     return _FACTS[stage](folder)
-
-
-def estimate_fact(estimate: PolicyValue | NotIdentified) -> str:
-    """An estimate with its interval, or why there is none."""
-    if isinstance(estimate, NotIdentified):
-        return f"{estimate.policy}: not identified, {estimate.reason.rstrip('.')}"
-    return (
-        f"{estimate.policy} {number(estimate.value)} a request ({interval(estimate.lower, estimate.upper)}) by "
-        f"{estimate.estimator}, ESS {number(estimate.effective_sample_size)}"
-    )
 
 
 def _import(folder: Path) -> str:
@@ -70,7 +60,13 @@ def _trust(folder: Path) -> str:
 
 
 def _estimates(folder: Path) -> str:
-    return estimate_fact(Estimates.model_validate_json((folder / "estimates.json").read_bytes()).gating)
+    estimate = Estimates.model_validate_json((folder / "estimates.json").read_bytes()).gating
+    if isinstance(estimate, NotIdentified):
+        return f"{estimate.policy}: not identified, {estimate.reason.rstrip('.')}"
+    return (
+        f"{estimate.policy} {number(estimate.value)} a request ({interval(estimate.lower, estimate.upper)}) by "
+        f"{estimate.estimator}, ESS {number(estimate.effective_sample_size)}"
+    )
 
 
 def _probes(folder: Path) -> str:

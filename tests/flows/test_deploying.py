@@ -44,6 +44,7 @@ def test_every_entry_names_a_flow_and_parameters_that_it_takes(entry: dict[str, 
     from prefect.utilities.callables import parameter_schema
 
     from flows.deploying import PlannedDeployment
+    from flows.platform import POOL
 
     plan = PlannedDeployment.model_validate(entry)
     flow = plan.flow()
@@ -53,6 +54,7 @@ def test_every_entry_names_a_flow_and_parameters_that_it_takes(entry: dict[str, 
         assert CronSchedule(cron=schedule.cron, timezone=schedule.timezone).timezone == "UTC"
         assert not schedule.active, "schedules are off until somebody wants them"
     assert plan.concurrency_limit.limit == 1
+    assert plan.work_pool.name == POOL, "the platform's worker takes runs of this pool alone"
 
 
 def test_no_entry_names_a_folder_of_this_machine() -> None:

@@ -85,7 +85,7 @@ def test_code_and_lock_that_changed_are_named_and_gone_on_with_if_asked(run: Pat
 def test_the_files_that_changed_since_the_runs_commit_are_named(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from flows import replay
+    from flows import lineage
 
     repository = tmp_path / "repository"
     (repository / "components").mkdir(parents=True)
@@ -104,7 +104,7 @@ def test_the_files_that_changed_since_the_runs_commit_are_named(
     commit = git("rev-parse", "HEAD")
     (repository / "components" / "gate.py").write_text("LEVEL = 0.1\n")
     (repository / "README.md").write_text("after\n")
-    monkeypatch.setattr(replay, "REPOSITORY", repository)
+    monkeypatch.setattr(lineage, "REPOSITORY", repository)
     change(run, code_digest="0" * 64, commit=f"{commit}+changes")
     assert f"; since commit {commit[:12]}: components/gate.py Check" in refused("shop-1")
     change(run, code_digest="0" * 64, commit="0" * 40)
