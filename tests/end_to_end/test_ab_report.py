@@ -8,6 +8,7 @@ from pathlib import Path
 import httpx
 from gate_evidence import evidence
 from live_traffic import ANSWERED_AT_ONCE, live_traffic
+from prefect_events import events_named
 
 from components.experiment.gate import GateConfig, GateRecord
 from components.interactions.log import InteractionLog
@@ -54,12 +55,7 @@ def test_the_flow_takes_a_harmful_challenger_away_and_says_why(
     (text,) = [artifact["data"] for artifact in answer.json() if artifact["key"] == "ab-report"]
     assert text.startswith(f"# shop, release {canary.number}: harm is proven: a session earns")
     assert f"took the challenger away in release {now.number}" in text
-    found = httpx.post(
-        f"{prefect_api}/events/filter",
-        json={"filter": {"event": {"name": ["slateloop.release.rolled-back"]}}},
-        timeout=30,
-    )
-    (event,) = found.json()["events"]
+    (event,) = events_named(prefect_api, "slateloop.release.rolled-back")
     assert event["resource"]["prefect.resource.id"] == "slateloop.loop.shop"
     assert event["payload"]["reason"].startswith("the guard: a session earns")
     # On a day without a canary there is nothing to compare, which is no failure.

@@ -18,6 +18,7 @@ import httpx
 import psutil
 import pytest
 from bento_server import free_port
+from prefect_events import events_named
 from slateloop_process import LEARN_LITTLE, SMALL_SHOP, Place
 
 from flows.platform import MARK
@@ -195,13 +196,8 @@ def test_a_storm_of_events_wakes_one_run_which_decides_and_says_what_woke_it(ser
     [lineage] = lineages(place)
     assert "woken" not in json.dumps(lineage)
     outcome = json.loads((place.root / "runs" / lineage["run"] / "run.json").read_text())["outcome"]
-    held = [event for event in events(server) if event["event"] == "slateloop.policy.held"]
-    assert len(held) == (outcome == "hold")
-
-
-def events(server: Server) -> list[dict[str, Any]]:
-    found = server.ask("events/filter", filter={"event": {"prefix": ["slateloop."]}})["events"]
-    return list(found)
+    held = outcome == "hold"
+    assert len(events_named(server.api, "slateloop.policy.held", held, seconds=60 if held else 10)) == held
 
 
 def test_a_run_of_the_command_line_waits_while_another_retrains_the_loop(place: Place) -> None:

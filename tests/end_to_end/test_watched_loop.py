@@ -3,11 +3,11 @@
 import os
 import subprocess
 import sys
-import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import httpx
+from prefect_events import events_named
 from shop_traffic import release_since, write_traffic
 
 from components.interactions.log import InteractionLog
@@ -45,13 +45,7 @@ def test_the_flow_leaves_its_text_and_tells_of_an_alarm(
     answer = httpx.post(f"{prefect_api}/artifacts/filter", json={"limit": 200}, timeout=30)
     (text,) = [artifact["data"] for artifact in answer.json() if artifact["key"] == "drift-monitoring"]
     assert text.startswith("# shop: 1 of ") and "| **moved** | delay | feedback_seconds |" in text
-    wanted = {"filter": {"event": {"name": ["slateloop.drift.detected"]}}}
-    for _ in range(60):
-        found = httpx.post(f"{prefect_api}/events/filter", json=wanted, timeout=30).json()["events"]
-        if found:
-            break
-        time.sleep(0.5)
-    (event,) = found
+    (event,) = events_named(prefect_api, "slateloop.drift.detected")
     assert event["resource"]["prefect.resource.id"] == "slateloop.loop.shop"
     assert "feedback_seconds" in event["payload"]["reason"]
     assert event["payload"]["evidence"]["moved"][0]["panel"] == "delay"
