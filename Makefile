@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup run up test test-slow test-services test-peers screenshots lint fix bench docs lock
+.PHONY: setup run up test test-slow test-services test-peers screenshots timeline lint fix bench docs lock
 
 setup: .venv/.ready
 
@@ -18,8 +18,9 @@ run: setup
 up: setup
 	$(BIN)/slateloop up
 
+# Two processes, each with whole files: a file's tests share its servers.
 test: setup lint
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 
 test-slow: setup
 	$(BIN)/pytest -m slow
@@ -30,6 +31,10 @@ test-services: setup
 # Pictures for the documentation, taken by the browser tests.
 screenshots: setup
 	$(BIN)/pytest -m services tests/end_to_end/test_user_interface.py --screenshots docs/screenshots
+
+# The recording in docs/timeline.md: half an hour of a platform that is left to itself.
+timeline: setup
+	$(BIN)/pytest -m slow tests/end_to_end/test_operated_loop.py -k sqlite --timeline docs/timeline.md
 
 # obp is installed beside the rest: its own pins reach none of ours.
 test-peers: setup

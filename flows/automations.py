@@ -105,7 +105,7 @@ def automations_of(
         )
         yield AutomationCore(
             name=_telling_of_events(loop),
-            description="Drift, a hold, a failed check, a rollback by the guard.",
+            description="Drift, a hold, a failed check, a canary and a promotion by the gate, a rollback by the guard.",
             trigger=EventTrigger(
                 expect={event.value for event in LoopEvent},
                 match={"prefect.resource.id": loop_resource(loop)},

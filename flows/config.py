@@ -27,6 +27,7 @@ from components.policies.session_encoder import EncoderConfig
 from components.validation.checks import ValidationConfig
 from components.world_model.adversarial import AdversarialConfig
 from components.world_model.training import LikelihoodConfig
+from services.releases import MOST_CHALLENGED
 from services.settings import ServiceSettings
 
 #: Configuration of every source by its name: the simulator, and one for each importer's file.
@@ -69,6 +70,25 @@ class AbConfig(BaseModel):
     salt: str = Field(default="ab", description="Salt of the hash that assigns users to arms.")
 
 
+class ReleaseConfig(BaseModel):
+    """What the gate's word does by itself; without it somebody releases by hand."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    canary_share: float | None = Field(
+        default=None,
+        gt=0,
+        le=MOST_CHALLENGED,
+        description="Share of users to whom a run shows its policy when the gate lets it out; null shows it to nobody.",
+    )
+    planned_sessions: int = Field(
+        default=20_000, ge=2, description="Sessions of both arms that such a canary's A/B is planned for (plan-ab)."
+    )
+    promote: bool = Field(
+        default=False, description="Whether ab-report makes a challenger the champion when the gate says so."
+    )
+
+
 class LoopConfig(BaseModel):
     """Everything that decides a run's result."""
 
@@ -100,6 +120,7 @@ class LoopConfig(BaseModel):
     evaluation: EvaluationConfig = EvaluationConfig()
     ab: AbConfig = AbConfig()
     gate: GateConfig = GateConfig()
+    release: ReleaseConfig = ReleaseConfig()
 
 
 def load_config(file: Path | None, settings: list[str], source: str | None = None) -> LoopConfig:

@@ -12,6 +12,8 @@ class LoopEvent(StrEnum):
     DRIFTED = "slateloop.drift.detected"
     HELD = "slateloop.policy.held"
     CHECK_FAILED = "slateloop.validation.failed"
+    CANARY = "slateloop.release.canary"
+    PROMOTED = "slateloop.release.promoted"
     ROLLED_BACK = "slateloop.release.rolled-back"
 
 

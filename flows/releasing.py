@@ -1,12 +1,15 @@
 """Who may serve: the gate's word before every canary and every promotion, and none for a way back."""
 
+from pathlib import Path
+
 from components.errors import InputError, SlateloopError
 from components.experiment.gate import Decision, Outcome
 from components.interactions.log import InteractionLog
 from components.policies.policy_folder import PolicyDescription
-from flows.ab_report import AbReport
+from flows.config import interaction_database
+from flows.live_report import AbReport
 from services.policy_store import load_gate_record, load_model
-from services.releases import Release, Releases
+from services.releases import MAX_REASON, Release, ReleaseChangedError, Releases
 from services.settings import ServiceSettings
 
 
@@ -62,6 +65,28 @@ def canary(
     return releases.canary(loop, tag, share, planned_sessions, reason or f"the gate: {decision.outcome.value}")
 
 
+def let_out(releases: Releases, loop: str, tag: str, *, share: float, planned_sessions: int) -> Release:
+    """Begin a new policy's A/B without anybody's word.
+
+    An A/B that runs is not cut short by the next policy, and a policy that served before does not come back by itself:
+    somebody, or the guard, took it away.
+
+    Raises:
+        InputError: nothing serves the loop, or as `canary`.
+        RefusedError: another A/B runs, the policy served before, or the gate holds it.
+        LogUnavailableError: the database cannot be written.
+    """
+    last = releases.serving(loop)
+    if last.challenger is not None:
+        raise RefusedError(f"policy {tag!r}: release {last.number} compares {last.challenger!r}, whose A/B comes first")
+    for release in releases.history(loop)[::-1]:
+        if tag in (release.champion, release.challenger):
+            raise RefusedError(
+                f"policy {tag!r}: served already in release {release.number}; it comes back only by hand"
+            )
+    return canary(releases, loop, tag, share=share, planned_sessions=planned_sessions)
+
+
 def set_baseline(releases: Releases, loop: str, tag: str | None, share: float, reason: str) -> Release:
     """Let a policy stay for comparison: one that was the champion, or that the gate does not hold.
 
@@ -108,6 +133,27 @@ def promote(releases: Releases, report: AbReport, reason: str = "") -> Release:
             f"policy {release.challenger!r}: the gate says {decision.outcome.value}. {against(decision)}"
         )
     return releases.promote(release, reason or "the gate: promote")
+
+
+def promoted(report: AbReport, path: Path | None = None) -> AbReport:
+    """Let the challenger serve all where the gate says so, unless somebody changed the release meanwhile.
+
+    Args:
+        report: the A/B so far.
+        path: SQLite file of the interaction log; the endpoint's own database by default.
+
+    Raises:
+        LogUnavailableError: the database cannot be written.
+    """
+    if report.decision is None or report.decision.outcome is not Outcome.PROMOTE:
+        return report
+    releases = Releases(InteractionLog(interaction_database(path)))
+    why = " ".join(reason.text for reason in report.decision.reasons if reason.check == "A/B")
+    try:
+        release = promote(releases, report, f"the gate: {why}"[:MAX_REASON])
+    except ReleaseChangedError:
+        return report
+    return report.model_copy(update={"promoted": release})
 
 
 def _require_beside(releases: Releases, loop: str, tag: str) -> None:

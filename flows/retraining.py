@@ -17,12 +17,13 @@ from flows.as_of import pinned
 from flows.config import LoopConfig, interaction_database, source_path
 from flows.events import LoopEvent, emit
 from flows.lineage import digest_of, folder_digest
+from flows.releasing import RefusedError, let_out, open_releases
 from flows.run_artifacts import publish_run
 from flows.run_folder import FinishedRun, enter_in_ledger, leave_run_folder
 from flows.run_record import RunSummary
 from flows.settings import PlatformSettings
 from flows.stage_store import StageRef, progress_sink
-from flows.tasks import Run
+from flows.tasks import Run, publish
 from flows.turns import note_waking, too_soon, turn
 
 
@@ -59,6 +60,7 @@ def retrain(config: LoopConfig, path: Path | None, runs: Path | None, fresh: boo
     """The loop, stage by stage."""
     torch.set_num_threads(config.threads)
     settings = PlatformSettings()
+    is_of_now = config.as_of is None
     config = pinned(config, path)
     run = Run.open(config, settings.home, runs or settings.runs, fresh=fresh, path=path)
     source = source_ref(config, path)
@@ -75,6 +77,8 @@ def retrain(config: LoopConfig, path: Path | None, runs: Path | None, fresh: boo
     finished = leave_run_folder(run, version=version, package=package, reference=reference, ledger=ledger)
     publish_run(finished)
     tell_of_hold(finished)
+    if is_of_now:
+        begin_ab(finished)
     return finished.run
 
 
@@ -118,6 +122,31 @@ def tell_of_hold(finished: FinishedRun) -> None:
     if finished.decision.outcome is Outcome.HOLD:
         reasons = [reason.text for reason in finished.decision.reasons if not reason.passed]
         emit(LoopEvent.HELD, finished.run.loop, " ".join(reasons), {"run": finished.run.run, "reasons": reasons})
+
+
+def begin_ab(finished: FinishedRun) -> None:
+    """Let a policy that the gate does not hold out to some users, where the loop is to do that by itself.
+
+    What stands in the way is said, and is no failure of the run.
+
+    Raises:
+        LogUnavailableError: the endpoint's database cannot be written.
+    """
+    loop, plan = finished.run.loop, finished.lineage.config.release
+    share = plan.canary_share
+    if share is None or finished.decision.outcome is Outcome.HOLD:
+        return
+    releases, policy = open_releases(writing=False), finished.lineage.policy_tag
+    try:
+        release = let_out(releases, loop, policy, share=share, planned_sessions=plan.planned_sessions)
+    except (InputError, RefusedError) as reason:
+        told = f"No canary: {reason}"
+    else:
+        told = f"Release {release.number}: {policy} serves {share:.3g} of the users."
+        evidence = {"run": finished.run.run, "policy": policy, "to_release": release.number}
+        emit(LoopEvent.CANARY, loop, told, evidence)
+    get_run_logger().warning("%s", told)
+    publish(f"{loop}-release", told)
 
 
 def source_ref(config: LoopConfig, path: Path | None) -> StageRef:

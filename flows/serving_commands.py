@@ -39,8 +39,8 @@ def report_ab(
     as_json: AsJson = False,
 ) -> None:
     """What the canary's A/B in live traffic shows so far, and what the gate says of it."""
-    from flows.ab_report import analyze_release, guarded, write_report
     from flows.config import load_config, source_path
+    from flows.live_report import analyze_release, guarded, write_report
 
     loaded = load_config(config, settings or [], "log")
     file = source_path(loaded, path)
@@ -136,8 +136,8 @@ def promote_policy(
         releasing.require_policy(loop, policy)
         release = releases.start(loop, policy, reason or "the first champion")
     else:
-        from flows.ab_report import analyze_release
         from flows.config import load_config
+        from flows.live_report import analyze_release
 
         loaded = load_config(config, [*(settings or []), f"loop={loop}"], "log")
         release = releasing.promote(releases, analyze_release(loaded), reason)

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from components.experiment.gate import Decision, Reason
     from components.experiment.ledger import LabelSummary
     from components.experiment.plan import AbPlan
-    from flows.ab_report import AbReport
     from flows.benchmarks import Document
     from flows.drift_monitoring import DriftLook
+    from flows.live_report import AbReport
     from flows.load_test import LoadTest
     from flows.replay import Replay
     from flows.run_record import Forgotten, RunSummary

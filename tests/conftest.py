@@ -27,8 +27,9 @@ torch.set_num_threads(1)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Where `make screenshots` wants its pictures."""
+    """Where `make screenshots` wants its pictures, and `make timeline` its text."""
     parser.addoption("--screenshots", metavar="FOLDER", help="keep pictures that browser tests take")
+    parser.addoption("--timeline", metavar="FILE", help="keep what happened in the test of the loop that runs itself")
 
 
 @pytest.fixture(scope="session")

@@ -1,11 +1,13 @@
-"""The flow `ab-report` against a real Prefect server: it guards, and leaves its text beside the run."""
+"""The flow `ab-report` against a real Prefect server: it guards, promotes, and leaves its text beside the run."""
 
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+import pytest
 from gate_evidence import evidence
 from live_traffic import ANSWERED_AT_ONCE, live_traffic
 from prefect_events import events_named
@@ -16,31 +18,39 @@ from services.policy_store import save_model
 from services.releases import Releases
 
 RUN = f"""
+import sys
 from flows.ab_report import ab_report
 from flows.config import load_config
-ab_report(load_config(None, {list(ANSWERED_AT_ONCE)}, "log"))
+ab_report(load_config(None, [*{list(ANSWERED_AT_ONCE)}, *sys.argv[1:]], "log"))
 """
 
 
-def run_flow(variables: dict[str, str]) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", RUN], env=os.environ | variables, cwd=Path(__file__).parents[2], capture_output=True,
-        text=True, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+@dataclass(frozen=True)
+class Canary:
+    """A canary that was let out, and the flow that looks at it."""
+
+    log: InteractionLog
+    releases: Releases
+    tag: str
+    number: int
+    environment: dict[str, str]
+
+    def run_flow(self, *settings: str) -> None:
+        done = subprocess.run(
+            [sys.executable, "-c", RUN, *settings], env=os.environ | self.environment, cwd=Path(__file__).parents[2],
+            capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
 
 
-def test_the_flow_takes_a_harmful_challenger_away_and_says_why(
-    policy_folder: Path, bentoml_home: Path, prefect_api: str, tmp_path: Path
-) -> None:
+@pytest.fixture
+def canary(policy_folder: Path, bentoml_home: Path, prefect_api: str, tmp_path: Path) -> Canary:
     record = GateRecord(evidence=evidence(ab=None), config=GateConfig())
     tag = save_model(policy_folder, name="shop-new", lineage={}, decision={}, gate=record)
     log = InteractionLog(f"sqlite:///{tmp_path / 'interactions.db'}")
     log.upgrade()
     releases = Releases(log)
     releases.start("shop", "shop-old:1", "the first one")
-    canary = releases.canary("shop", tag, 0.5, 600, "test")
-    live_traffic(log, gain=-0.3)
     own = {
         "PREFECT_API_URL": prefect_api,
         "PREFECT_HOME": str(tmp_path / "prefect"),
@@ -48,8 +58,13 @@ def test_the_flow_takes_a_harmful_challenger_away_and_says_why(
         "SLATELOOP_DATABASE": str(log.engine.url),
         "SLATELOOP_HOME": str(tmp_path),
     }
-    run_flow(own)
-    now = releases.serving("shop")
+    return Canary(log, releases, tag, releases.canary("shop", tag, 0.5, 600, "test").number, own)
+
+
+def test_the_flow_takes_a_harmful_challenger_away_and_says_why(canary: Canary, prefect_api: str) -> None:
+    live_traffic(canary.log, gain=-0.3)
+    canary.run_flow("release.promote=true")
+    now = canary.releases.serving("shop")
     assert (now.action, now.challenger, now.number) == ("guard", None, canary.number + 1)
     answer = httpx.post(f"{prefect_api}/artifacts/filter", json={"limit": 200}, timeout=30)
     (text,) = [artifact["data"] for artifact in answer.json() if artifact["key"] == "ab-report"]
@@ -59,5 +74,18 @@ def test_the_flow_takes_a_harmful_challenger_away_and_says_why(
     assert event["resource"]["prefect.resource.id"] == "slateloop.loop.shop"
     assert event["payload"]["reason"].startswith("the guard: a session earns")
     # On a day without a canary there is nothing to compare, which is no failure.
-    run_flow(own)
-    assert releases.serving("shop").number == now.number
+    canary.run_flow()
+    assert canary.releases.serving("shop").number == now.number
+
+
+def test_the_flow_promotes_a_proven_challenger_where_it_is_to(canary: Canary, prefect_api: str) -> None:
+    live_traffic(canary.log, gain=0.3)
+    canary.run_flow()
+    assert canary.releases.serving("shop").number == canary.number
+    canary.run_flow("release.promote=true")
+    now = canary.releases.serving("shop")
+    assert (now.action, now.champion, now.challenger) == ("promote", canary.tag, None)
+    (event,) = events_named(prefect_api, "slateloop.release.promoted")
+    assert event["payload"]["reason"] == now.reason
+    assert now.reason.startswith("the gate: ")
+    assert event["payload"]["evidence"]["to_release"] == now.number

@@ -5,125 +5,23 @@ simulated, so what policies are truly worth is known.
 """
 
 import json
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import httpx
 import polars as pl
 import pytest
 from bento_server import served
+from living_shop import DAY_ONE, LATER, Shop, make_tokens, policy_of, world
 from slateloop_process import Place
 
-from components.environments import storefront
-from components.interactions.log_folder import Log
-from components.policies.policy_folder import StoredPolicy, load_policy
 from flows.simulation import true_reward
 from monitoring.drift_reference import drift_report, write_drift_reference
 
-#: Day one: a CEM that has hardly been tuned, so it explores, on a small log of the old system.
-DAY_ONE = """
-[source]
-name = "storefront"
-n_sessions = 4000
-n_users = 4000
-n_items = 60
-[encoder]
-item_width = 8
-hidden_width = 16
-[user_model]
-max_epochs = 8
-[behavior]
-epochs = 1
-[adversarial]
-sessions = 100
-[trust]
-sessions = 100
-[reinforce]
-iterations = 2
-sessions = 50
-[cem]
-start = 2
-initial_deviation = 0.2
-iterations = 1
-population = 8
-elite = 4
-sessions = 50
-[ab]
-sessions = 400
-"""
-#: Every other day: the loop as it is, on what the endpoint logged; shoppers answer within seconds.
-LATER = """
-[source]
-name = "log"
-attribution_minutes = 0.2
-ratio_assumption = "cascade"
-items = "items.parquet"
-[ab]
-sessions = 10000
-"""
-N_USERS = 4_000
-#: Seconds for which feedback counts.
-WINDOW = 12.0
 SHIFT = 0.75
 #: PSI from which on a scalar has drifted; halves of one log differ by less than 0.02.
 DRIFT = 0.05
-
-
-@dataclass
-class Shop:
-    """A place with a running endpoint, and shoppers who visit it."""
-
-    place: Place
-    address: str
-    token: str
-    operator: str
-    n_visits: int = 0
-
-    def call(self, *arguments: str) -> Any:
-        return self.place.call(*arguments, "--json", timeout=1_500).document
-
-    def visit(self, n_visits: int, *settings: str) -> dict[str, Any]:
-        """All users come so often; returns what they earned, once all their feedback counts."""
-        self.n_visits += 1
-        changed = [part for setting in settings for part in ("--set", setting)]
-        summary: dict[str, Any] = self.call(
-            "simulate", "--config", "day-one.toml", "--users", str(N_USERS), "--sessions", str(n_visits),
-            "--seed", str(self.n_visits), "--url", self.address, "--token", self.token, *changed,
-        )  # fmt: skip
-        assert summary["not_logged"] == 0
-        time.sleep(WINDOW)
-        return summary
-
-    def learn(self, since: datetime | None = None) -> dict[str, Any]:
-        """The loop on everything that is known by now, or on what was shown after a moment."""
-        now = datetime.now(UTC)
-        settings = ["--set", f"as_of={now.isoformat()}"]
-        if since is not None:
-            settings += ["--set", f"source.history_days={(now - since) / timedelta(days=1)}"]
-        document: dict[str, Any] = self.call("run", "--config", "later.toml", *settings)
-        return document
-
-    def release(self, *arguments: str) -> dict[str, Any]:
-        """Change who serves, and wait until the worker does."""
-        release: dict[str, Any] = self.call("release", *arguments)
-        deadline = time.monotonic() + 5
-        headers = {"Authorization": f"Bearer {self.operator}"}
-        while httpx.get(f"{self.address}/release", headers=headers, timeout=20).json()["releases"] != [release]:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        return release
-
-    def log_between(self, since: datetime, until: datetime, out: Path) -> Log:
-        """The part of the log that was shown between two moments."""
-        from components.interactions.importers.interaction_log import Config, import_database
-
-        config = Config(attribution_minutes=WINDOW / 60, items=self.place.root / "items.parquet")
-        url = f"sqlite:///{self.place.root / 'home' / 'interactions.db'}"
-        return import_database(config, url, out, "shop", until=until, since=since)
 
 
 @pytest.fixture
@@ -134,22 +32,11 @@ def shop(prefect_api: str, tmp_path: Path) -> Iterator[tuple[Shop, dict[str, Any
     place.write("later.toml", LATER)
     first = place.call("run", "--config", "day-one.toml", "--json", timeout=1_500).document
     world(first).items().write_parquet(place.root / "items.parquet")
-    tokens = [
-        place.call("token", "create", name, *[part for scope in scopes for part in ("--scope", scope)]).output.strip()
-        for name, scopes in (("shoppers", ("recommend", "feedback")), ("operator", ("release",)))
-    ]
+    tokens = make_tokens(place)
     assert place.call("release", "promote", "--policy", first["lineage"]["baseline_tag"]).code == 0
     variables = {name: place.environment[name] for name in ("SLATELOOP_HOME",)} | {"SLATELOOP_OPEN": "false"}
     with served(first["lineage"]["bento_tag"], place.root / "home" / "bentoml", tmp_path, variables) as address:
         yield Shop(place, address, *tokens), first
-
-
-def world(run: dict[str, Any]) -> storefront.Storefront:
-    return storefront.Storefront(storefront.Config(**run["lineage"]["config"]["source"]))
-
-
-def policy_of(run: dict[str, Any], name: str) -> StoredPolicy:
-    return load_policy(Path(run["run"]["folder"]) / "policies" / name)
 
 
 @pytest.mark.slow

@@ -5,10 +5,9 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -19,6 +18,7 @@ import psutil
 import pytest
 from bento_server import free_port
 from prefect_events import events_named
+from prefect_server import Server, until
 from slateloop_process import LEARN_LITTLE, SMALL_SHOP, Place
 
 from flows.platform import MARK
@@ -45,48 +45,6 @@ from pathlib import Path
 from flows.deploying import deploy
 deploy(Path("loop.toml"), [], silence=timedelta(seconds=75), too_late=timedelta(seconds=20))
 """
-
-
-@dataclass(frozen=True)
-class Server:
-    """What a Prefect server knows."""
-
-    api: str
-
-    def ask(self, path: str, **body: Any) -> Any:
-        answer = httpx.post(f"{self.api}/{path}", json=body, timeout=30)
-        answer.raise_for_status()
-        return answer.json()
-
-    def runs(self, flow: str = "retraining") -> list[dict[str, Any]]:
-        """A flow's runs, oldest first."""
-        found = self.ask("flow_runs/filter", flows={"name": {"any_": [flow]}}, sort="START_TIME_ASC")
-        return sorted(found, key=lambda run: run["created"])
-
-    def deployment(self, name: str = "retraining/tiny") -> dict[str, Any]:
-        answer = httpx.get(f"{self.api}/deployments/name/{name}", timeout=30)
-        answer.raise_for_status()
-        return dict(answer.json())
-
-    def start(self, **parameters: Any) -> str:
-        """Ask for a run of the retraining; returns its id."""
-        identity = self.deployment()["id"]
-        return str(self.ask(f"deployments/{identity}/create_flow_run", parameters=parameters)["id"])
-
-    def run(self, identity: str) -> dict[str, Any]:
-        return dict(httpx.get(f"{self.api}/flow_runs/{identity}", timeout=30).json())
-
-    def wait(self, identity: str, *names: str, seconds: float = 600) -> dict[str, Any]:
-        """Wait until a run is in one of some states."""
-        until(lambda: self.run(identity)["state"]["name"] in names, seconds, lambda: self.run(identity)["state"])
-        return self.run(identity)
-
-
-def until(holds: Callable[[], bool], seconds: float, seen: Callable[[], object] = lambda: "") -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, seen()
-        time.sleep(1)
 
 
 @pytest.fixture(scope="module")

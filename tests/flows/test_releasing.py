@@ -1,6 +1,7 @@
 """`slateloop release` and `slateloop ab-report` on a real database and a real model store."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,13 @@ from ledger_entries import ledger_entry
 from live_traffic import ANSWERED_AT_ONCE, live_traffic
 from typer.testing import CliRunner
 
+from components.errors import InputError
 from components.experiment.ab import AbResult
 from components.experiment.gate import GateConfig, GateRecord
 from components.interactions.log import InteractionLog
 from flows.command_line import app
 from flows.ledger_store import add_entry, read_ledger
+from flows.releasing import RefusedError, let_out, open_releases
 from services.policy_store import save_model
 
 NOW = tuple(part for setting in ANSWERED_AT_ONCE for part in ("--set", setting))
@@ -109,6 +112,34 @@ def test_no_canary_passes_by_the_gate(tags: dict[str, str]) -> None:
     assert "without evidence" in unjudged.stderr
     again = call("release", "promote", "--policy", tags["good"])
     assert again.exit_code == 2 and "has a champion already" in again.stderr
+
+
+def test_a_policy_is_let_out_by_itself_once_and_never_beside_another(
+    tags: dict[str, str], policy_folder: Path, database: InteractionLog
+) -> None:
+    record = GateRecord(evidence=evidence(ab=None), config=GateConfig())
+    other = save_model(policy_folder, name="shop-other", lineage={}, decision={}, gate=record)
+    done("release", "promote", "--policy", tags["first"])
+    releases = open_releases()
+    let = partial(let_out, releases, "shop", share=0.1, planned_sessions=900)
+    with pytest.raises(InputError, match="nothing is released"):
+        let_out(releases, "news", tags["good"], share=0.1, planned_sessions=900)
+    with pytest.raises(RefusedError, match="the gate holds it"):
+        let(tags["held"])
+    with pytest.raises(RefusedError, match="served already in release 1"):
+        let(tags["first"])
+    release = let(tags["good"])
+    assert (release.action, release.challenger, release.challenger_share) == ("canary", tags["good"], 0.1)
+    assert release.planned_sessions == 900
+    with pytest.raises(RefusedError, match=f"release 2 compares {tags['good']!r}, whose A/B comes first"):
+        let(other)
+    done("release", "rollback")
+    with pytest.raises(RefusedError, match="served already in release 2; it comes back only by hand"):
+        let(tags["good"])
+    assert let(other).number == 4
+    # By hand it may.
+    done("release", "rollback")
+    assert done("release", "canary", "--policy", tags["good"])["challenger"] == tags["good"]
 
 
 def test_a_canary_is_promoted_by_its_live_ab_and_not_without(

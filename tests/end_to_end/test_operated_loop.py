@@ -1,0 +1,160 @@
+"""The loop runs itself: drift wakes retraining, the gate lets a canary out, its live A/B makes it the champion.
+
+Nobody releases anything. `slateloop up` runs Prefect's server, a worker, the endpoint and Evidently; the rest are
+shoppers, and clocks: runs that a schedule would start in a night or an hour are asked for when their time has come.
+"""
+
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bento_server import free_port
+from living_shop import DAY_ONE, LATER, Shop, make_tokens, world
+from postgresql_server import PostgreSql
+from prefect_server import Server
+from slateloop_process import Place
+from timeline import Timeline
+
+#: The gate's word is enough, for half of the users and then for all.
+BY_ITSELF = """
+[release]
+canary_share = 0.5
+planned_sessions = 9000
+promote = true
+"""
+N_USERS = 3_000
+SHIFT = "source.taste_shift=0.75"
+ENDED = ("Completed", "Failed", "Crashed", "TimedOut", "Cancelled", "Skipped")
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.services)])
+def databases(request: pytest.FixtureRequest) -> dict[str, str]:
+    """Variables by which Prefect and the interaction log find their databases; none for SQLite files in the home."""
+    if request.param == "sqlite":
+        return {}
+    server: PostgreSql = request.getfixturevalue("postgresql")
+    prefect = server.new_database().replace("+psycopg:", "+asyncpg:")
+    return {"PREFECT_SERVER_DATABASE_CONNECTION_URL": prefect, "SLATELOOP_DATABASE": server.new_database()}
+
+
+@pytest.fixture
+def timeline(request: pytest.FixtureRequest, databases: dict[str, str]) -> Iterator[Timeline]:
+    """What happened, left where `make timeline` wants it."""
+    recorded = Timeline()
+    yield recorded
+    out = request.config.getoption("--timeline")
+    if out is not None and not databases:
+        recorded.write(Path(out))
+
+
+@contextmanager
+def platform(place: Place) -> Iterator[dict[str, str]]:
+    """`slateloop up`; yields its addresses, and requires that all of it ends when it is asked to."""
+    ports = {name: free_port() for name in ("prefect", "worker", "endpoint", "evidently")}
+    up = place.start("up", "--config", "later.toml", *[f"--{name}-port={port}" for name, port in ports.items()])
+    try:
+        assert up.stdout is not None
+        while "Ctrl-C ends them all." not in (line := up.stdout.readline()):
+            assert line, up.communicate()[1]
+        yield {name: f"http://127.0.0.1:{port}" for name, port in ports.items()}
+        up.terminate()
+        _, errors = up.communicate(timeout=180)
+        assert up.returncode == 0, errors
+    finally:
+        if up.poll() is None:
+            os.killpg(up.pid, signal.SIGKILL)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7_200)
+def test_drift_ends_in_a_new_champion_and_nobody_was_asked(
+    databases: dict[str, str], timeline: Timeline, tmp_path: Path
+) -> None:
+    place = Place(tmp_path / "shop")
+    place.environment.update(databases)
+    place.write("day-one.toml", DAY_ONE)
+    place.write("later.toml", LATER + BY_ITSELF)
+    first = place.call("run", "--config", "day-one.toml", "--json", timeout=1_500).document
+    world(first).items().write_parquet(place.root / "items.parquet")
+    tokens = make_tokens(place)
+    champion = first["lineage"]["baseline_tag"]
+    assert place.call("release", "promote", "--policy", champion).code == 0
+    with platform(place) as at:
+        server = Server(f"{at['prefect']}/api")
+        shop = Shop(place, at["endpoint"], *tokens, n_users=N_USERS)
+        timeline.begins(f"`slateloop up` answers everywhere; {champion} serves all")
+
+        began = datetime.now(UTC)
+        calm = timeline.visit(shop, 1)
+        middle = datetime.now(UTC)
+        timeline.visit(shop, 1)
+        assert ran(server, "drift-monitoring/shop", watch=watching(began, middle))["state"]["name"] == "Completed"
+        assert server.runs() == []
+
+        timeline.add("tastes turn by three quarters of half a circle")
+        shifted_at = datetime.now(UTC)
+        broken = timeline.visit(shop, 6, SHIFT)
+        assert broken["total"]["mean_reward"] < calm["total"]["mean_reward"]
+        looked = ran(server, "drift-monitoring/shop", watch=watching(began, shifted_at))
+        assert looked["state"]["name"] == "Completed", looked["state"]
+
+        # The event woke the retraining, and the gate let its policy out.
+        woken = wait_for_run(server)
+        assert woken["parameters"]["woken_by"].partition(" tests found a move")[1]
+        assert server.wait(woken["id"], *ENDED, seconds=2_400)["state"]["name"] == "Completed"
+        [canary] = [release for release in history(place) if release["action"] == "canary"]
+        assert (canary["champion"], canary["challenger_share"]) == (champion, 0.5)
+        challenger = canary["challenger"]
+
+        both = timeline.visit(shop, 3, SHIFT)
+        assert set(both["policies"]) == {champion, challenger}
+        assert ran(server, "ab-report/shop")["state"]["name"] == "Completed"
+        assert [release["action"] for release in history(place)] == ["promote", "canary", "promote"]
+        assert history(place)[-1]["champion"] == challenger
+
+        time.sleep(5)
+        after = timeline.visit(shop, 1, SHIFT)
+        assert set(after["policies"]) == {challenger}
+        gain = after["total"]["mean_reward"] - broken["total"]["mean_reward"]
+        assert gain > 3 * (after["total"]["standard_error"] + broken["total"]["standard_error"])
+        assert len(server.runs()) == 1
+        timeline.read(server, history(place))
+    assert timeline.names("slateloop.") == [
+        "slateloop.drift.detected", "slateloop.release.canary", "slateloop.release.promoted"
+    ]  # fmt: skip
+
+
+def watching(began: datetime, since: datetime) -> dict[str, float]:
+    """A look at what was shown since a moment, against what was shown before it."""
+    hours = (datetime.now(UTC) - since) / timedelta(hours=1)
+    return {"window_hours": hours, "baseline_days": (since - began) / timedelta(days=1), "settle_minutes": 0.0}
+
+
+def ran(server: Server, deployment: str, **parameters: Any) -> dict[str, Any]:
+    """A run of a deployment, when it has ended."""
+    return server.wait(server.start(deployment, **parameters), *ENDED, seconds=900)
+
+
+def wait_for_run(server: Server) -> dict[str, Any]:
+    """The one retraining, as soon as there is one."""
+    deadline = time.monotonic() + 120
+    while not (runs := server.runs()):
+        assert time.monotonic() < deadline, "no event woke the retraining"
+        time.sleep(1)
+    [run] = runs
+    return run
+
+
+def history(place: Place) -> list[dict[str, Any]]:
+    """All releases, oldest first."""
+    answer = place.call("release", "status", "--history", "--json")
+    assert answer.code == 0, answer.errors
+    releases: list[dict[str, Any]] = json.loads(answer.output)
+    return releases
