@@ -18,7 +18,7 @@ import pytest
 from bento_server import free_port
 from living_shop import DAY_ONE, LATER, Shop, make_tokens, world
 from postgresql_server import PostgreSql
-from prefect_server import Server
+from prefect_server import Server, until
 from slateloop_process import Place
 from timeline import Timeline
 
@@ -89,24 +89,27 @@ def test_drift_ends_in_a_new_champion_and_nobody_was_asked(
     with platform(place) as at:
         server = Server(f"{at['prefect']}/api")
         shop = Shop(place, at["endpoint"], *tokens, n_users=N_USERS)
+        # The run of day one is in the same database.
+        [day_one] = server.runs()
         timeline.begins(f"`slateloop up` answers everywhere; {champion} serves all")
 
-        began = datetime.now(UTC)
         calm = timeline.visit(shop, 1)
         middle = datetime.now(UTC)
         timeline.visit(shop, 1)
-        assert ran(server, "drift-monitoring/shop", watch=watching(began, middle))["state"]["name"] == "Completed"
-        assert server.runs() == []
+        assert ran(server, "drift-monitoring/shop", watch=watching(place, middle))["state"]["name"] == "Completed"
+        [look] = looks(place)
+        assert look["n_before"] > 0 and not look["alarm"], look
 
         timeline.add("tastes turn by three quarters of half a circle")
         shifted_at = datetime.now(UTC)
         broken = timeline.visit(shop, 6, SHIFT)
         assert broken["total"]["mean_reward"] < calm["total"]["mean_reward"]
-        looked = ran(server, "drift-monitoring/shop", watch=watching(began, shifted_at))
+        looked = ran(server, "drift-monitoring/shop", watch=watching(place, shifted_at))
         assert looked["state"]["name"] == "Completed", looked["state"]
+        assert looks(place)[-1]["alarm"], looks(place)[-1]
 
         # The event woke the retraining, and the gate let its policy out.
-        woken = wait_for_run(server)
+        woken = wait_for_run(server, after=day_one)
         assert woken["parameters"]["woken_by"].partition(" tests found a move")[1]
         assert server.wait(woken["id"], *ENDED, seconds=2_400)["state"]["name"] == "Completed"
         [canary] = [release for release in history(place) if release["action"] == "canary"]
@@ -124,17 +127,23 @@ def test_drift_ends_in_a_new_champion_and_nobody_was_asked(
         assert set(after["policies"]) == {challenger}
         gain = after["total"]["mean_reward"] - broken["total"]["mean_reward"]
         assert gain > 3 * (after["total"]["standard_error"] + broken["total"]["standard_error"])
-        assert len(server.runs()) == 1
+        assert [run["id"] for run in server.runs()] == [day_one["id"], woken["id"]]
         timeline.read(server, history(place))
     assert timeline.names("slateloop.") == [
         "slateloop.drift.detected", "slateloop.release.canary", "slateloop.release.promoted"
     ]  # fmt: skip
 
 
-def watching(began: datetime, since: datetime) -> dict[str, float]:
-    """A look at what was shown since a moment, against what was shown before it."""
+def watching(place: Place, since: datetime) -> dict[str, float]:
+    """A look at what was shown since a moment, against all that the champion showed before it."""
+    released = datetime.fromtimestamp(history(place)[-1]["released_at"] / 1e6, UTC)
     hours = (datetime.now(UTC) - since) / timedelta(hours=1)
-    return {"window_hours": hours, "baseline_days": (since - began) / timedelta(days=1), "settle_minutes": 0.0}
+    return {"window_hours": hours, "baseline_days": (since - released) / timedelta(days=1), "settle_minutes": 0.0}
+
+
+def looks(place: Place) -> list[dict[str, Any]]:
+    """What monitoring saw, oldest first."""
+    return [json.loads(file.read_bytes()) for file in sorted((place.root / "home" / "drift" / "shop").glob("*.json"))]
 
 
 def ran(server: Server, deployment: str, **parameters: Any) -> dict[str, Any]:
@@ -142,13 +151,10 @@ def ran(server: Server, deployment: str, **parameters: Any) -> dict[str, Any]:
     return server.wait(server.start(deployment, **parameters), *ENDED, seconds=900)
 
 
-def wait_for_run(server: Server) -> dict[str, Any]:
-    """The one retraining, as soon as there is one."""
-    deadline = time.monotonic() + 120
-    while not (runs := server.runs()):
-        assert time.monotonic() < deadline, "no event woke the retraining"
-        time.sleep(1)
-    [run] = runs
+def wait_for_run(server: Server, after: dict[str, Any]) -> dict[str, Any]:
+    """The one retraining after another, as soon as there is one."""
+    until(lambda: len(server.runs()) > 1, 120, lambda: "no event woke the retraining")
+    [run] = [run for run in server.runs() if run["id"] != after["id"]]
     return run
 
 
