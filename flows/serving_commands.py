@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -112,8 +111,7 @@ def show_release(
     from flows.releasing import open_releases
 
     releases = open_releases(writing=False)
-    shown = releases.history(loop) if history else [releases.serving(loop)]
-    _show_releases(shown, as_json)
+    _show_releases(releases.history(loop) if history else releases.serving(loop), as_json)
 
 
 @release_app.command("promote", epilog="Example: slateloop release promote --policy shop-cem:1a2b3c")
@@ -141,7 +139,7 @@ def promote_policy(
 
         loaded = load_config(config, [*(settings or []), f"loop={loop}"], "log")
         release = releasing.promote(releases, analyze_release(loaded), reason)
-    _show_releases([release], as_json)
+    _show_releases(release, as_json)
 
 
 @release_app.command("canary", epilog="Example: slateloop release canary --policy shop-reinforce:1a2b3c --share 0.05")
@@ -162,7 +160,7 @@ def release_canary(
     release = releasing.canary(
         releasing.open_releases(), loop, policy, share=share, planned_sessions=planned_sessions, reason=reason
     )
-    _show_releases([release], as_json)
+    _show_releases(release, as_json)
 
 
 @release_app.command("baseline", epilog="Example: slateloop release baseline --policy shop-cem:1a2b3c --share 0.02")
@@ -178,7 +176,7 @@ def release_baseline(
     from flows import releasing
 
     release = releasing.set_baseline(releasing.open_releases(), loop, policy, share, reason)
-    _show_releases([release], as_json)
+    _show_releases(release, as_json)
 
 
 @release_app.command("shadow", epilog="Example: slateloop release shadow --policy shop-reinforce:1a2b3c")
@@ -193,7 +191,7 @@ def release_shadow(
     from flows import releasing
 
     release = releasing.set_shadow(releasing.open_releases(), loop, policy, reason)
-    _show_releases([release], as_json)
+    _show_releases(release, as_json)
 
 
 @release_app.command("rollback", epilog="Example: slateloop release rollback --reason 'carts are down'")
@@ -205,7 +203,7 @@ def roll_back_release(loop: LoopName = "shop", reason: Reason = "", as_json: AsJ
     release = releasing.open_releases().roll_back(
         loop, reason or "by hand", require=lambda policy: releasing.require_policy(loop, policy)
     )
-    _show_releases([release], as_json)
+    _show_releases(release, as_json)
 
 
 @token_app.command("create", epilog="Example: slateloop token create shop --scope recommend --scope feedback")
@@ -410,10 +408,12 @@ def _moment(text: str) -> datetime:
     return moment
 
 
-def _show_releases(releases: Sequence["Release"], as_json: bool) -> None:
+def _show_releases(shown: "Release | list[Release]", as_json: bool) -> None:
+    """One release, or a history: a list in JSON too, however short."""
+    releases = shown if isinstance(shown, list) else [shown]
     if as_json:
         documents = [release.model_dump(mode="json") for release in releases]
-        print(json.dumps(documents[0] if len(documents) == 1 else documents, indent=2))
+        print(json.dumps(documents if isinstance(shown, list) else documents[0], indent=2))
         return
     from rich.console import Console
 

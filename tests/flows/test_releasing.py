@@ -61,6 +61,7 @@ def done(*arguments: str | Path) -> Any:
 def test_who_serves_is_released_and_rolled_back_by_commands(tags: dict[str, str]) -> None:
     first = done("release", "promote", "--policy", tags["first"])
     assert (first["number"], first["champion"], first["challenger"]) == (1, tags["first"], None)
+    assert done("release", "status", "--history") == [first]
     canary = done("release", "canary", "--policy", tags["good"], "--share", "0.05", "--planned-sessions", "800")
     assert (canary["challenger"], canary["challenger_share"], canary["reason"]) == (
         tags["good"],
