@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from components.errors import InputError
-from flows.command import AsJson, ConfigFile, Settings, SourcePath, command, say
+from flows.command import AsJson, ConfigFile, Settings, SourcePath, command, in_time, say
 from flows.platform_commands import platform_app
 from flows.serving_commands import serving_app
 from flows.settings import PlatformSettings, require_writable
@@ -73,7 +73,7 @@ def run_loop(
     from flows.live_progress import live_progress
     from flows.retraining import retraining
 
-    with live_progress():
+    with live_progress(), in_time(platform):
         summary = retraining(loaded, path, out, fresh)
         _let_prefect_flush()
     _show(Path(summary.folder), as_json)

@@ -12,7 +12,7 @@ from operator import or_
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema
 
 from components.agents.behavior import BehaviorConfig
 from components.agents.cem import CemConfig
@@ -38,6 +38,10 @@ if TYPE_CHECKING:
     SourceConfig = BaseModel
 else:
     SourceConfig = Annotated[reduce(or_, SOURCES.values()), Field(discriminator="name")]
+
+
+#: As text: Prefect's form would offer a calendar, which cuts off what is less than a second.
+Moment = Annotated[AwareDatetime, WithJsonSchema({"type": "string"})]
 
 
 class EvaluationConfig(BaseModel):
@@ -99,9 +103,10 @@ class LoopConfig(BaseModel):
     threads: int = Field(
         default=1, ge=1, le=256, description="Torch threads: part of the lineage, since they can change sums."
     )
-    as_of: AwareDatetime | None = Field(
+    as_of: Moment | None = Field(
         default=None,
-        description="Only feedback known by this time, with its zone, counts; null takes all there is.",
+        description="Only feedback known by this time, with its zone, counts; null takes all there is. As in "
+        "2026-05-01T23:59:59.999999Z.",
     )
     source: SourceConfig = Field(default=storefront.Config(), description="Where the log comes from.")
     validation: ValidationConfig = ValidationConfig()
@@ -126,6 +131,8 @@ class LoopConfig(BaseModel):
 def load_config(file: Path | None, settings: list[str], source: str | None = None) -> LoopConfig:
     """The configuration from a TOML file, `a.b=c` settings and a source's name, each over the one before.
 
+    Paths become whole: a run may take place in another folder, and what it is made from must not depend on that.
+
     Raises:
         InputError: an unknown key, a value of the wrong type or out of bounds, an unknown source.
     """
@@ -143,9 +150,11 @@ def load_config(file: Path | None, settings: list[str], source: str | None = Non
         if not math.isfinite(value):
             raise InputError(f"configuration: {name} = {value}: input should be a finite number")
     try:
-        return LoopConfig.model_validate(document)
+        config = LoopConfig.model_validate(document)
     except ValidationError as error:
         raise InputError(_explain(error)) from None
+    whole = {name: value.resolve() for name, value in config.source if isinstance(value, Path)}
+    return config.model_copy(update={"source": config.source.model_copy(update=whole)})
 
 
 def source_path(config: LoopConfig, path: Path | None) -> Path | None:

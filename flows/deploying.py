@@ -141,9 +141,6 @@ def of_loop(plan: PlannedDeployment, file: Path | None, settings: list[str], pat
     if source != _name(config):
         config = load_config(file, [one for one in settings if not one.startswith("source.")], source)
         path = None
-    # Runs take place in another folder.
-    whole = {name: value.resolve() for name, value in config.source if isinstance(value, Path)}
-    config = config.model_copy(update={"source": config.source.model_copy(update=whole)})
     parameters = plan.parameters | {"config": config.model_dump(mode="json", exclude_unset=True)}
     return plan.model_copy(
         update={

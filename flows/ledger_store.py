@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from components.errors import InputError
 from components.experiment.ab import AbResult
 from components.experiment.ledger import LedgerEntry, LedgerSummary, summarize
+from flows.disk_space import disk_full_told
 from flows.stage_store import clear_abandoned, staging_beside
 
 ENTRY = "entry.json"
@@ -26,16 +27,18 @@ def add_entry(home: Path, entry: LedgerEntry) -> Path:
 
     Raises:
         InputError: the run has another A/B of this label, or the ledger cannot be written.
+        DiskFullError: there is no space for it.
     """
     label = "no-ab" if entry.ab is None else entry.ab.label.replace(" ", "-")
     place = home / "ledger" / entry.run / label
     staging = staging_beside(place)
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        clear_abandoned(place.parent)
-        staging.mkdir()
-        (staging / ENTRY).write_text(entry.model_dump_json(indent=2) + "\n")
-        _claim(place, staging)
+        with disk_full_told(home / "ledger", "SLATELOOP_HOME"):
+            place.parent.mkdir(parents=True, exist_ok=True)
+            clear_abandoned(place.parent)
+            staging.mkdir()
+            (staging / ENTRY).write_text(entry.model_dump_json(indent=2) + "\n")
+            _claim(place, staging)
     except OSError as error:
         raise InputError(f"{place}: cannot be written: {error.strerror}; set SLATELOOP_HOME") from None
     finally:

@@ -87,6 +87,8 @@ def server_part(port: int) -> Part:
             "PREFECT_SERVER_API_HOST": HOST,
             "PREFECT_SERVER_API_PORT": str(port),
             "PREFECT_SERVER_UI_API_URL": f"http://{HOST}:{port}/api",
+            # In memory, as they are by default, a restart of the server would forget them and end the runs at work.
+            "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
         },
     )
 

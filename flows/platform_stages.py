@@ -18,6 +18,7 @@ from components.world_model.training import Progress
 from components.world_model.user_model_folder import load_user_model
 from flows.config import LoopConfig
 from flows.data_versions import add_to_cache
+from flows.disk_space import disk_full_told
 from flows.lineage import LIBRARY, code_digest, folder_digest, git_commit, lock_digest
 from flows.run_record import POLICY_FILES, Package
 from flows.settings import PlatformSettings
@@ -45,12 +46,13 @@ def version_data(config: LoopConfig, dataset: Path, out: Path, progress: Progres
     progress("recording the data version", 0.0)
     log = open_log(dataset / "log")
     folder = PlatformSettings().data.resolve() / log.manifest.source
-    publish_log(log, folder)
-    version = {
-        "source": log.manifest.source,
-        "content": log.manifest.content_digest,
-        "dvc": add_to_cache(folder),
-    }
+    with disk_full_told(folder.parent, "SLATELOOP_DATA"):
+        publish_log(log, folder)
+        version = {
+            "source": log.manifest.source,
+            "content": log.manifest.content_digest,
+            "dvc": add_to_cache(folder),
+        }
     (out / "version.json").write_text(json.dumps(version, indent=2))
 
 
@@ -103,7 +105,8 @@ def package_policy(
         "commit": git_commit(),
         "config": config.model_dump(mode="json"),
     }
-    tags = {}
+    # BentoML's own default where nothing is set.
+    tags, store = {}, Path(os.environ.get("BENTOML_HOME", Path.home() / "bentoml"))
     record = GateRecord(
         evidence=GateEvidence.model_validate_json((gate / "evidence.json").read_bytes()), config=config.gate
     )
@@ -112,12 +115,15 @@ def package_policy(
         ("baseline", baseline, {}, None),
     ):
         name = f"{config.loop}-{load_policy(folder).description.name}"
-        tags[arm] = save_model(folder, name=name, lineage=lineage, decision=verdict, gate=judged)
+        with disk_full_told(store, "BENTOML_HOME"):
+            tags[arm] = save_model(folder, name=name, lineage=lineage, decision=verdict, gate=judged)
     progress("building the Bento", 0.3)
+    with disk_full_told(store, "BENTOML_HOME"):
+        bento_tag = build_bento(tags.values())
     package = Package(
         policy_tag=tags["challenger"],
         baseline_tag=tags["baseline"],
-        bento_tag=build_bento(tags.values()),
+        bento_tag=bento_tag,
         policy_digest=folder_digest(policy, POLICY_FILES),
     )
     (out / "package.json").write_text(package.model_dump_json(indent=2))

@@ -21,7 +21,7 @@ def open_releases(*, writing: bool = True) -> Releases:
     """The releases in the endpoint's database.
 
     Args:
-        writing: make the database where there is none, and bring it up to date.
+        writing: make the database where there is none; one that is there is brought up to date anyway.
 
     Raises:
         LogUnavailableError: the database cannot be reached.
@@ -29,6 +29,8 @@ def open_releases(*, writing: bool = True) -> Releases:
     log = InteractionLog(ServiceSettings().database)
     if writing:
         log.upgrade()
+    else:
+        log.upgrade_older()
     return Releases(log)
 
 

@@ -20,8 +20,9 @@ from components.experiment.ledger import LedgerSummary, enter
 from components.interactions.contract import Manifest, Reward
 from components.interactions.log_folder import open_log, replace_folder
 from components.interactions.splits import HOLDOUT, TEST, TRAIN, VALIDATION
-from components.interactions.stored_copies import staging_file
+from components.interactions.stored_copies import write_whole
 from components.validation.checks import DataChecks
+from flows.disk_space import disk_full_told
 from flows.ledger_store import add_entry, read_ledger, summary_around
 from flows.lineage import code_digest, git_commit, lock_digest
 from flows.report import write_report
@@ -82,7 +83,18 @@ def enter_in_ledger(run: Run, home: Path) -> LedgerSummary:
 def leave_run_folder(
     run: Run, *, version: StageRef, package: StageRef, reference: StageRef, ledger: LedgerSummary
 ) -> FinishedRun:
-    """Gather a run's results into its folder, in one rename."""
+    """Gather a run's results into its folder, in one rename.
+
+    Raises:
+        DiskFullError: there is no space for it.
+    """
+    with disk_full_told(run.folder.parent, "SLATELOOP_RUNS"):
+        return _leave_run_folder(run, version, package, reference, ledger)
+
+
+def _leave_run_folder(
+    run: Run, version: StageRef, package: StageRef, reference: StageRef, ledger: LedgerSummary
+) -> FinishedRun:
     stages = {name: ref.path for name, ref in run.stages.items()}
     manifest = open_log(stages["import-data"] / "log").manifest
     decision = read_decision(stages["gate"])
@@ -191,9 +203,7 @@ def mark_forgotten(run: Path, users: int, at: datetime) -> None:
     before = read_mark(run)
     mark = Forgotten(users=users + (before.users if before else 0), at=at)
     lineage = read_lineage(run) | {"forgotten": mark.model_dump(mode="json")}
-    staging = staging_file(run / "lineage.json")
-    staging.write_text(json.dumps(lineage, indent=2, ensure_ascii=False) + "\n")
-    staging.replace(run / "lineage.json")
+    write_whole(run / "lineage.json", json.dumps(lineage, indent=2, ensure_ascii=False) + "\n")
 
 
 def _run_files(folder: Path) -> list[Path]:

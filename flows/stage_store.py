@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from components.errors import InputError
 from components.interactions.log_folder import replace_folder
+from flows.disk_space import disk_full_told
 from flows.lineage import LIBRARY, digest_of
 
 MANIFEST = "stage.json"
@@ -104,7 +105,16 @@ class StageStore:
         return {manifest.key: (folder, manifest) for folder, manifest in manifests.items()}
 
     def write(self, name: str, key: str, compute: Callable[[Path], None], upstream: dict[str, str]) -> StageRef:
-        """Compute a stage into a temporary folder and rename it; nothing half-written carries its name."""
+        """Compute a stage into a temporary folder and rename it; nothing half-written carries its name.
+
+        Raises:
+            InputError: the stage refuses its input, or the store cannot be written.
+            DiskFullError: there is no space for it.
+        """
+        with disk_full_told(self.root, "SLATELOOP_HOME"):
+            return self._write(name, key, compute, upstream)
+
+    def _write(self, name: str, key: str, compute: Callable[[Path], None], upstream: dict[str, str]) -> StageRef:
         final = self.folder(name, key)
         clear_abandoned(final.parent)
         staging = staging_beside(final)

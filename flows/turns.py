@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from components.interactions.stored_copies import staging_file
+from components.interactions.stored_copies import write_whole
 from flows.settings import require_writable
 
 #: Seconds between two looks of a run that waits for its turn.
@@ -83,10 +83,8 @@ def too_soon(loop: str, home: Path, hours: float, now: datetime) -> str | None:
 
 def note_waking(loop: str, home: Path, woken_by: str, now: datetime) -> None:
     """Remember that an event woke the loop."""
-    file = _waking_file(loop, home)
-    staging = staging_file(file)
-    staging.write_text(Waking(began=now, woken_by=woken_by).model_dump_json(indent=2) + "\n")
-    staging.replace(file)
+    waking = Waking(began=now, woken_by=woken_by)
+    write_whole(_waking_file(loop, home), waking.model_dump_json(indent=2) + "\n")
 
 
 def _locked(descriptor: int) -> bool:

@@ -88,15 +88,15 @@ class ServiceSettings(BaseSettings):
         try:
             self.home.mkdir(parents=True, exist_ok=True)
             staging = file.with_suffix(f".{secrets.token_hex(4)}.tmp")
-            with os.fdopen(os.open(staging, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as out:
-                out.write(secrets.token_hex(USER_KEY_BYTES))
             try:
+                with os.fdopen(os.open(staging, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as out:
+                    out.write(secrets.token_hex(USER_KEY_BYTES))
                 # Unlike a rename, a link leaves the key alone that another worker made first.
                 os.link(staging, file)
             except FileExistsError:
                 pass
             finally:
-                staging.unlink()
+                staging.unlink(missing_ok=True)
             return file.read_text().encode()
         except OSError as error:
             raise InputError(f"{file}: the key of users' hashes cannot be kept: {error.strerror}") from None

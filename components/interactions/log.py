@@ -12,6 +12,7 @@ The schema's versions stand in `migrations/`; `upgrade` brings a database to the
 
 import hashlib
 import json
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -116,8 +117,14 @@ _INSERT = {table: _insert(table) for table in (RECOMMENDATIONS, SHADOW_CHOICES, 
 MIGRATIONS = Path(__file__).parent / "migrations"
 #: Milliseconds for which SQLite waits for another writer, and seconds for which PostgreSQL may take to answer.
 BUSY_MILLISECONDS, CONNECT_SECONDS = 2_000, 2
+#: Bytes that a disk must have free to count as one that can be written: a group of rows with their candidates.
+LEAST_FREE = 2**18
 #: How often a group is written anew because another process was faster with a key.
 RACES = 5
+
+
+class OlderLogError(InputError):
+    """The interaction log is an earlier version's, and has not been brought up to date."""
 
 
 class LogUnavailableError(SlateloopError):
@@ -269,6 +276,20 @@ class InteractionLog:
             if stands is None or stands in known:
                 command.upgrade(config, "head")
 
+    def upgrade_older(self) -> None:
+        """Bring a log of an earlier version to the newest one; where there is none, none is made.
+
+        Raises:
+            LogUnavailableError: the database cannot be reached or written.
+        """
+        try:
+            with self.reading():
+                return
+        except OlderLogError:
+            self.upgrade()
+        except InputError:  # Whoever reads is told.
+            return
+
     def write(
         self, calls: Sequence[Sequence[Recommended]], heard: Sequence[Heard] = ()
     ) -> tuple[list[list[Recommended] | KeyReusedError], list[InputError | Shown]]:
@@ -304,10 +325,14 @@ class InteractionLog:
         Raises:
             LogUnavailableError: they could not.
         """
-        file = self.engine.url.database
-        if self.engine.dialect.name == "sqlite" and not Path(file or "").is_file():
-            # A connection that is open already would not notice.
-            raise LogUnavailableError("the interaction log is not available", f"{file} is gone")
+        if self.engine.dialect.name == "sqlite":
+            file = Path(self.engine.url.database or "")
+            if not file.is_file():
+                # A connection that is open already would not notice.
+                raise LogUnavailableError("the interaction log is not available", f"{file} is gone")
+            if shutil.disk_usage(file.parent).free < LEAST_FREE:
+                # A transaction that writes nothing would not notice.
+                raise LogUnavailableError("the interaction log is not available", f"{file}: its disk is full")
         with self.writing() as connection:
             connection.execute(sa.select(RECOMMENDATIONS.c.request_id).limit(1))
 
@@ -396,7 +421,7 @@ class InteractionLog:
                     f"{self.engine.url.render_as_string()}: holds no interaction log; serve a policy first"
                 )
             if missing := sorted(set(metadata.tables) - set(tables)):
-                raise InputError(
+                raise OlderLogError(
                     f"{self.engine.url.render_as_string()}: is an older interaction log, without {', '.join(missing)}; "
                     "start the endpoint once, or look at its releases, to bring it up to date"
                 )

@@ -109,9 +109,7 @@ def forget_in_text(file: Path, user_ids: Collection[str], request_ids: Collectio
     for user in user_ids:
         text = text.replace(user, REDACTED)
     if text != before:
-        staging = staging_file(file)
-        staging.write_text(text, errors="surrogateescape")
-        staging.replace(file)
+        write_whole(file, text, errors="surrogateescape")
     return text != before
 
 
@@ -210,6 +208,22 @@ def users_below(folder: Path, user_ids: Collection[str]) -> frozenset[str]:
 def staging_file(file: Path) -> Path:
     """A temporary name beside a file, which a rename puts in its place."""
     return file.with_name(f".{file.name}.{os.getpid()}.{uuid4().hex[:6]}.tmp")
+
+
+def write_whole(file: Path, text: str, errors: str = "strict") -> None:
+    """Write a text under a temporary name and rename it: no reader sees half of it, and no half of it stays.
+
+    Args:
+        file: where it is to stand.
+        text: the whole of it.
+        errors: what is done with characters that are none, as `open` has it.
+    """
+    staging = staging_file(file)
+    try:
+        staging.write_text(text, errors=errors)
+        staging.replace(file)
+    finally:
+        staging.unlink(missing_ok=True)
 
 
 def _without(value: Any, user_ids: Collection[str], request_ids: frozenset[str]) -> Any:

@@ -1,68 +1,23 @@
 """One Prefect server, and one run of the loop, for all tests of this folder."""
 
-import os
 import shutil
-import signal
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 
-import httpx
 import pytest
 from playwright.sync_api import Browser, sync_playwright
-from slateloop_process import FOREIGN, LEARN_LITTLE, SMALL_SHOP, Answer, Place
-
-from flows.settings import TELEMETRY_OFF
+from prefect_process import ServerProcess
+from slateloop_process import LEARN_LITTLE, SMALL_SHOP, Answer, Place
 
 
 @pytest.fixture(scope="session")
 def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Address of a real Prefect server."""
-    home = tmp_path_factory.mktemp("prefect-server")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
-    own = {
-        "PREFECT_HOME": str(home),
-        "PREFECT_SERVER_API_HOST": "127.0.0.1",
-        "PREFECT_SERVER_API_PORT": str(port),
-        "PREFECT_LOGGING_LEVEL": "WARNING",
-    }
-    output = (home / "server.txt").open("w+")
-    server = subprocess.Popen(
-        [sys.executable, "-m", "prefect", "server", "start", "--no-ui"],
-        cwd=home,
-        env=kept | TELEMETRY_OFF | own,
-        stdout=output,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    )
+    server = ServerProcess(tmp_path_factory.mktemp("prefect-server"))
     try:
-        deadline = time.monotonic() + 240
-        while not _is_healthy(f"http://127.0.0.1:{port}/api"):
-            if server.poll() is not None or time.monotonic() > deadline:
-                output.seek(0)
-                pytest.fail(f"Prefect's server did not come up: {output.read()[-2000:]}")
-            time.sleep(0.5)
-        yield f"http://127.0.0.1:{port}/api"
+        server.start()
+        yield server.api
     finally:
-        server.terminate()
-        try:
-            server.wait(timeout=30)
-        except subprocess.TimeoutExpired:
-            os.killpg(server.pid, signal.SIGKILL)
-            server.wait()
-        output.close()
-
-
-def _is_healthy(api: str) -> bool:
-    try:
-        return httpx.get(f"{api}/health", timeout=2).status_code == 200
-    except httpx.TransportError:
-        return False
+        server.stop()
 
 
 @pytest.fixture(scope="session")

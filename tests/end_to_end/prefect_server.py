@@ -48,6 +48,11 @@ class Server:
         until(lambda: self.run(identity)["state"]["name"] in names, seconds, lambda: self.run(identity)["state"])
         return self.run(identity)
 
+    def finished_stage(self, identity: str, stage: str) -> bool:
+        """Whether a run has told of a stage's end."""
+        tasks = self.ask("task_runs/filter", flow_runs={"id": {"any_": [identity]}})
+        return any(task["name"].startswith(stage) and task["state"]["type"] == "COMPLETED" for task in tasks)
+
 
 def until(holds: Callable[[], bool], seconds: float, seen: Callable[[], object] = lambda: "") -> None:
     deadline = time.monotonic() + seconds

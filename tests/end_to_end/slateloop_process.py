@@ -5,9 +5,13 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 #: The stages in the order in which they run.
 STAGES = (
@@ -131,3 +135,48 @@ class Answer:
         """Stages that stderr names with a word such as `reused`."""
         lines = [line.split() for line in self.errors.splitlines()]
         return [line[0] for line in lines if line[1:2] == [word]]
+
+
+#: Tells of drift of the loop `tiny`, as often as its argument says.
+TELL_OF_DRIFT = """
+import sys
+from flows.events import LoopEvent, emit
+for number in range(int(sys.argv[1])):
+    emit(LoopEvent.DRIFTED, "tiny", f"psi of the slates' entropy is 0.{number + 10}", {"psi": 0.1})
+"""
+#: Deploys `loop.toml` with waits that a test can sit out.
+DEPLOY_HURRIED = """
+from datetime import timedelta
+from pathlib import Path
+from flows.deploying import deploy
+deploy(Path("loop.toml"), [], silence=timedelta(seconds=75), too_late=timedelta(seconds=20))
+"""
+
+
+def python(place: Place, code: str, *arguments: str) -> None:
+    """Run some code with the place's environment."""
+    environment = place.environment | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    subprocess.run([sys.executable, "-c", code, *arguments], cwd=place.root, env=environment, check=True)
+
+
+@contextmanager
+def worker(place: Place) -> Iterator[subprocess.Popen[str]]:
+    """A worker with the place's folders; it and all that it started are gone afterwards."""
+    process = place.start("worker")
+    try:
+        yield process
+    finally:
+        kill(process)
+
+
+def kill(process: subprocess.Popen[str]) -> None:
+    """Kill a process and all that it started, as a machine that fails does."""
+    if process.poll() is None:
+        for one in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:
+            one.send_signal(signal.SIGKILL)
+    process.communicate()
+
+
+def lineages(place: Place) -> list[dict[str, Any]]:
+    """Lineages of the place's runs, oldest first."""
+    return [json.loads(file.read_text()) for file in sorted((place.root / "runs").glob("*/lineage.json"))]

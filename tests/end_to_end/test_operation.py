@@ -3,13 +3,10 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from threading import Thread
 from typing import Any
 
@@ -19,7 +16,17 @@ import pytest
 from bento_server import free_port
 from prefect_events import events_named
 from prefect_server import Server, until
-from slateloop_process import LEARN_LITTLE, SMALL_SHOP, Place
+from slateloop_process import (
+    DEPLOY_HURRIED,
+    LEARN_LITTLE,
+    SMALL_SHOP,
+    TELL_OF_DRIFT,
+    Place,
+    kill,
+    lineages,
+    python,
+    worker,
+)
 
 from flows.platform import MARK
 from flows.turns import turn
@@ -27,23 +34,11 @@ from flows.turns import turn
 pytestmark = [pytest.mark.services, pytest.mark.timeout(1_800)]
 
 LOOP = 'loop = "tiny"\n'
-STORM = """
-import sys, time
-from flows.events import LoopEvent, emit
-for number in range(int(sys.argv[1])):
-    emit(LoopEvent.DRIFTED, "tiny", f"psi of the slates' entropy is 0.{number + 10}", {"psi": 0.1})
-"""
 SINK = """
 import sys
 from prefect.blocks.notifications import CustomWebhookNotificationBlock
 text = {"text": "{{subject}}: {{body}}"}
 CustomWebhookNotificationBlock(name="sink", url=sys.argv[1], json_data=text).save("sink", overwrite=True)
-"""
-DEPLOY = """
-from datetime import timedelta
-from pathlib import Path
-from flows.deploying import deploy
-deploy(Path("loop.toml"), [], silence=timedelta(seconds=75), too_late=timedelta(seconds=20))
 """
 
 
@@ -61,36 +56,8 @@ def place(tmp_path_factory: pytest.TempPathFactory, prefect_api: str) -> Place:
     return place
 
 
-def python(place: Place, code: str, *arguments: str) -> None:
-    environment = place.environment | {"PYTHONPATH": str(Path(__file__).parents[2])}
-    subprocess.run([sys.executable, "-c", code, *arguments], cwd=place.root, env=environment, check=True)
-
-
-@contextmanager
-def worker(place: Place) -> Iterator[subprocess.Popen[str]]:
-    """A worker with the place's folders; it and all that it started are gone afterwards."""
-    process = place.start("worker")
-    try:
-        yield process
-    finally:
-        kill(process)
-
-
-def kill(process: subprocess.Popen[str]) -> None:
-    """Kill a process and all that it started, as a machine that fails does."""
-    if process.poll() is None:
-        for one in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:
-            one.send_signal(signal.SIGKILL)
-    process.communicate()
-
-
 def nobody(message: str, share: float) -> None:
     pytest.fail(f"it waited: {message}")
-
-
-def lineages(place: Place) -> list[dict[str, Any]]:
-    """Lineages of the place's runs, oldest first."""
-    return [json.loads(file.read_text()) for file in sorted((place.root / "runs").glob("*/lineage.json"))]
 
 
 def test_deploying_again_changes_nothing_and_keeps_what_somebody_switched(server: Server, place: Place) -> None:
@@ -139,7 +106,7 @@ def test_a_block_that_is_not_there_is_named(place: Place) -> None:
 def test_a_storm_of_events_wakes_one_run_which_decides_and_says_what_woke_it(server: Server, place: Place) -> None:
     before = {run["id"] for run in server.runs()}
     with worker(place):
-        python(place, STORM, "50")
+        python(place, TELL_OF_DRIFT, "50")
         until(lambda: len(server.runs()) > len(before), 120)
         [woken] = [run for run in server.runs() if run["id"] not in before]
         finished = server.wait(woken["id"], "Completed", "Failed", "Crashed")
@@ -175,7 +142,7 @@ def test_a_run_of_the_command_line_waits_while_another_retrains_the_loop(place: 
 
 
 def test_a_late_run_that_no_worker_takes_is_given_up(server: Server, place: Place) -> None:
-    python(place, DEPLOY)
+    python(place, DEPLOY_HURRIED)
     late = server.start()
     server.wait(late, "Late", seconds=90)
     given_up = server.wait(late, "Cancelled", seconds=120)
@@ -187,7 +154,12 @@ def test_a_run_that_is_stuck_times_out(server: Server, place: Place) -> None:
     hurried = replace(place)
     hurried.environment["SLATELOOP_RUN_HOURS"] = str(3 / 3_600)
     with turn("tiny", place.root / "home", nobody):
-        assert hurried.call("run", "--config", "loop.toml").code == 1
+        timed_out = hurried.call("run", "--config", "loop.toml")
+    assert timed_out.code == 1
+    assert timed_out.errors.splitlines()[-1].startswith(
+        "slateloop: the run was ended after SLATELOOP_RUN_HOURS = 0.000"
+    )
+    assert "Traceback" not in timed_out.errors
     assert server.runs()[-1]["state"]["name"] == "TimedOut"
 
 
@@ -244,15 +216,11 @@ def test_two_deployed_runs_of_a_loop_take_turns(server: Server, place: Place) ->
 
 
 def test_a_killed_workers_run_is_reported_as_crashed_and_the_next_one_resumes(server: Server, place: Place) -> None:
-    python(place, DEPLOY)
+    python(place, DEPLOY_HURRIED)
     other_seed = {"config": server.deployment()["parameters"]["config"] | {"seed": 5}}
     with worker(place) as process:
         killed = server.start(**other_seed)
-        reached = lambda: any(  # noqa: E731
-            task["name"].startswith("user-model") and task["state"]["type"] == "COMPLETED"
-            for task in server.ask("task_runs/filter", flow_runs={"id": {"any_": [killed]}})
-        )
-        until(reached, 300, lambda: server.run(killed)["state"])
+        until(lambda: server.finished_stage(killed, "user-model"), 300, lambda: server.run(killed)["state"])
         kill(process)
     assert server.run(killed)["state"]["name"] == "Running"
     assert server.wait(killed, "Crashed", seconds=240)["state"]["message"].startswith("No heartbeat")

@@ -4,27 +4,10 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from own_table import write_own_log
 from slateloop_process import LEARN_LITTLE, Place
 
 from components.interactions.log_folder import Log
-
-MAPPING = """
-[log]
-file = "log.csv"
-evidence = "propensities"
-responses = "per_position"
-ratio_assumption = "cascade"
-[columns]
-session_id = "visit"
-user_id = "visitor"
-step = "n"
-timestamp = "shown_at"
-slate = "shown"
-slate_log_prob = "lp"
-candidates = "pool"
-clicked = "clicks"
-purchased = "buys"
-"""
 
 
 @pytest.fixture
@@ -32,27 +15,7 @@ def place(storefront_log: Log, prefect_api: str, tmp_path: Path) -> Place:
     """The shop's log as a CSV of one's own, whose first eight rows show an item twice."""
     place = Place(tmp_path / "own", prefect_api)
     place.write("loop.toml", LEARN_LITTLE)
-    rows = storefront_log.scan().collect().sort("session_id", "step").head(1_200)
-    lists = {"shown": "slate", "pool": "candidates", "clicks": "clicked", "buys": "purchased"}
-    if rows["candidates"].null_count():
-        table = storefront_log.candidate_table().rename({"candidates": "listed"})
-        rows = rows.join(table, on="candidates_digest", how="left").with_columns(candidates=pl.col("listed"))
-    twice = pl.concat_list(pl.col("slate").list.first(), pl.col("slate").list.head(3))
-    rows = rows.with_columns(slate=pl.when(pl.int_range(pl.len()) < 8).then(twice).otherwise("slate"))
-    (place.root / "log").mkdir()
-    rows.select(
-        visit="session_id",
-        visitor="user_id",
-        n="step",
-        shown_at=pl.col("timestamp").dt.to_string("iso:strict"),
-        lp="slate_log_prob",
-        **{
-            name: pl.col(column).cast(pl.List(pl.Int8) if name in ("clicks", "buys") else pl.List(pl.String))
-            .cast(pl.List(pl.String)).list.join("|")
-            for name, column in lists.items()
-        },
-    ).write_csv(place.root / "log" / "log.csv")  # fmt: skip
-    (place.root / "log" / "mapping.toml").write_text(MAPPING)
+    write_own_log(storefront_log, place.root / "log")
     return place
 
 

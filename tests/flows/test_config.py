@@ -41,6 +41,16 @@ def test_a_source_named_aside_keeps_the_files_settings_only_if_they_are_its_own(
     assert load_config(toml, []).source == kept
 
 
+def test_a_path_becomes_whole_wherever_the_run_takes_place(
+    toml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    toml.write_text('[source]\nname = "table"\nmapping = "mapping.toml"\n')
+    monkeypatch.chdir(tmp_path)
+    config = load_config(toml, [])
+    assert config.source.mapping == tmp_path / "mapping.toml"  # type: ignore[attr-defined]
+    assert load_config(toml, [], "table") == config
+
+
 def test_a_group_without_a_name_is_the_storefronts(toml: Path) -> None:
     toml.write_text("[source]\nn_users = 77\n")
     assert isinstance(load_config(toml, []).source, storefront.Config)

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from components.errors import InputError
-from flows.config import LoopConfig
+from flows.config import LoopConfig, load_config
 from flows.settings import PlatformSettings
 
 REPOSITORY = Path(__file__).parents[2]
@@ -86,6 +86,8 @@ def test_the_form_of_a_retraining_has_bounds_and_help() -> None:
     assert gamma["description"]
     assert "event" in schema["properties"]["woken_by"]["description"]
     assert schema["required"] == ["config"]
+    as_of = schema["definitions"]["LoopConfig"]["properties"]["as_of"]
+    assert {"type": "string"} in as_of["anyOf"], "the form's calendar would cut off what is less than a second"
 
 
 def test_without_a_server_deploying_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,6 +141,7 @@ def test_a_loop_gets_deployments_of_its_own_with_whole_paths(
     config = LoopConfig.model_validate(plan.parameters["config"])
     assert config.seed == 3
     assert config.source.mapping == tmp_path / "mapping.toml"  # type: ignore[attr-defined]
+    assert config == load_config(Path("loop.toml"), ["seed=3"]), "the command line's"
 
 
 def test_the_ab_report_reads_the_log_whatever_the_loop_reads(plans: dict[str, Any], tmp_path: Path) -> None:

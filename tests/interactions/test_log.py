@@ -1,3 +1,4 @@
+import hashlib
 import random
 import sqlite3
 import threading
@@ -17,11 +18,13 @@ from components.errors import InputError
 from components.interactions.log import (
     BUSY_MILLISECONDS,
     FEEDBACK,
+    MIGRATIONS,
     RECOMMENDATIONS,
     Heard,
     InteractionLog,
     KeyReusedError,
     LogUnavailableError,
+    OlderLogError,
     Recommended,
     Shown,
     UnknownRequestError,
@@ -45,6 +48,12 @@ SHOWN = Recommended(
     experiment=3,
     question="q1",
 )
+#: Databases that a migration made lack what is added to it later; that is a new migration's work, and a line here.
+RAN_ALREADY = {
+    "0001_interactions.py": "dba9dd1d2fd58c96",
+    "0002_releases.py": "1228c507b0ae4521",
+    "0003_forgotten.py": "a67fc13ba520947a",
+}
 ABOUT = Shown("shop", 1_000_000, slate_size=2)
 
 
@@ -267,6 +276,29 @@ def test_of_two_questions_under_one_key_at_once_one_is_answered_and_one_refused(
         assert own == {f"{key}-{winner}", f"{key}-{winner}-other"}
     for log in logs:
         log.engine.dispose()
+
+
+def test_a_migration_that_has_run_somewhere_stays_as_it_was() -> None:
+    files = sorted((MIGRATIONS / "versions").glob("0*.py"))
+    assert {file.name: hashlib.sha256(file.read_bytes()).hexdigest()[:16] for file in files} == RAN_ALREADY
+
+
+def test_an_earlier_version_s_log_says_so_and_is_brought_up_to_date_with_all_it_holds(log: InteractionLog) -> None:
+    log.write([[SHOWN]])
+    with log.writing() as connection:
+        connection.execute(sa.text("DROP TABLE forgotten"))
+        connection.execute(sa.text("UPDATE alembic_version SET version_num = '0002'"))
+    with pytest.raises(OlderLogError, match="older interaction log, without forgotten"), log.reading():
+        pass
+    log.upgrade_older()
+    with log.reading() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+    assert [row["request_id"] for row in rows(log, RECOMMENDATIONS)] == [SHOWN.request_id]
+
+
+def test_where_there_is_no_log_none_is_made(tmp_path: Path) -> None:
+    InteractionLog(f"sqlite:///{tmp_path / 'interactions.db'}").upgrade_older()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_later_version_s_schema_stays_as_it_is(log: InteractionLog) -> None:

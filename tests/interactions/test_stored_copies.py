@@ -9,9 +9,10 @@ import polars as pl
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from small_disk import SmallDisk
 
 from components.interactions.log_folder import Log, content_digest, open_log
-from components.interactions.stored_copies import forget_below, forget_in_log, names_any, users_below
+from components.interactions.stored_copies import forget_below, forget_in_log, names_any, users_below, write_whole
 
 
 def test_a_log_is_written_anew_with_a_manifest_that_fits(corner_log: Log, corner_rows: pl.DataFrame) -> None:
@@ -75,6 +76,22 @@ def test_below_a_folder_logs_quarantines_and_what_records_quote_are_freed_of_a_u
     before = {file: file.stat().st_mtime_ns for file in folder.rglob("*") if file.is_file()}
     assert forget_below(folder, ["bob"], []) == type(changed)()
     assert before == {file: file.stat().st_mtime_ns for file in folder.rglob("*") if file.is_file()}
+
+
+def test_a_text_that_there_is_no_space_for_leaves_the_one_before_it_and_no_half_of_itself(tmp_path: Path) -> None:
+    disk = SmallDisk(tmp_path / "disk")
+    try:
+        file = disk.folder / "record.json"
+        write_whole(file, "before")
+        disk.fill()
+        with pytest.raises(OSError, match="No space left"):
+            write_whole(file, 100_000 * "x")
+        assert [(path, path.read_text()) for path in disk.folder.iterdir()] == [(file, "before")]
+        disk.free()
+        write_whole(file, "after")
+        assert file.read_text() == "after"
+    finally:
+        disk.unmount()
 
 
 def test_sessions_that_carry_a_user_s_hash_are_theirs(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ import pytest
 import sqlalchemy as sa
 from bento_server import release, served
 from postgresql_server import PostgreSql
+from small_disk import SmallDisk
 
 from components.interactions.log import FEEDBACK, RECOMMENDATIONS, InteractionLog
 from services.packaging import build_bento
@@ -165,6 +167,54 @@ def test_a_killed_worker_loses_nothing_in_postgresql(
     url = postgresql.new_database()
     release(url, policy_tag)
     hold_against(url, kill_under_load(build_bento(), url, n_kills, homes))
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[SmallDisk]:
+    disk = SmallDisk(tmp_path / "disk")
+    yield disk
+    disk.unmount()
+
+
+@pytest.mark.parametrize("without_log", [False, True])
+def test_a_full_disk_refuses_clearly_and_space_needs_no_restart(
+    policy_tag: str, homes: tuple[Path, Path, Path], disk: SmallDisk, without_log: bool
+) -> None:
+    bentoml_home, folder, _ = homes
+    home = disk.folder / "home"
+    url = f"sqlite:///{home / 'interactions.db'}"
+    release(url, policy_tag)
+    variables = {"SLATELOOP_HOME": str(home), "SLATELOOP_SERVE_WITHOUT_LOG": str(without_log).lower()}
+    acknowledged: dict[str, list[str]] = {}
+    with served(build_bento(), bentoml_home, folder, variables) as address:
+
+        def ask() -> Any:
+            started = time.monotonic()
+            answer = httpx.post(f"{address}/recommend", json=BODY, timeout=20)
+            assert time.monotonic() - started < 10
+            if answer.status_code == 200 and answer.json()["logged"]:
+                acknowledged[answer.json()["request_id"]] = answer.json()["slate"]
+            return answer
+
+        def status(path: str) -> int:
+            return httpx.get(f"{address}{path}", timeout=5).status_code
+
+        assert ask().json()["logged"]
+        disk.fill()
+        # The files may have some room left of their own.
+        answers = [ask() for _ in range(50)]
+        for answer in answers[-20:]:
+            if without_log:
+                assert answer.status_code == 200 and not answer.json()["logged"]
+            else:
+                assert answer.status_code == 503 and "the interaction log" in answer.json()["error"]
+        assert (status("/readyz"), status("/livez")) == (200 if without_log else 503, 200)
+        disk.free()
+        assert all(ask().json()["logged"] for _ in range(5))
+        assert (status("/readyz"), status("/livez")) == (200, 200)
+    with InteractionLog(url).reading() as connection:
+        shown = {row.request_id: json.loads(row.slate) for row in connection.execute(sa.select(RECOMMENDATIONS))}
+    assert shown == acknowledged
 
 
 @pytest.mark.services
