@@ -168,13 +168,18 @@ class _Sums:
     values: Float[np.ndarray, "U D"]
     requests: Float[np.ndarray, " U"]
 
-    @property
+    @cached_property
     def total(self) -> float:
         return float(self.requests.sum())
 
-    @property
+    @cached_property
+    def sum(self) -> Float[np.ndarray, " D"]:
+        # A product with ones is many times as fast as a sum over rows of few columns.
+        return np.ones(len(self.values)) @ self.values
+
+    @cached_property
     def mean(self) -> Float[np.ndarray, " D"]:
-        return self.values.sum(0) / self.total
+        return self.sum / self.total
 
     @cached_property
     def moments(self) -> tuple[Float[np.ndarray, "D D"], Float[np.ndarray, " D"], float]:
@@ -250,7 +255,7 @@ def shares_against_unknown_times(reference: Sample, current: Sample, name: str) 
     if not (before.total and now.total):
         return None
     joined = _joined(before, now)
-    pooled = (before.values.sum(0) + now.values.sum(0)) @ joined / (before.total + now.total)
+    pooled = (before.sum + now.sum) @ joined / (before.total + now.total)
     real = pooled > 0
     if real.sum() < 2:
         return None
@@ -317,7 +322,7 @@ def _difference(
     before: _Sums, windows: _Sums, now: _Sums
 ) -> tuple[Float[np.ndarray, " D"], Float[np.ndarray, "D D"], Float[np.ndarray, " D"]]:
     """d, V and p̄."""
-    mean = (before.values.sum(0) + now.values.sum(0)) / (before.total + now.total)
+    mean = (before.sum + now.sum) / (before.total + now.total)
     one_window = (windows.variance_sum(mean) + now.variance_sum(mean)) / (windows.total + now.total)
     covariance = one_window / now.total + before.variance_sum(mean) / before.total**2
     place = np.searchsorted(before.users, now.users).clip(max=len(before.users) - 1)

@@ -17,7 +17,7 @@ from components.interactions.log_folder import Log, open_log
 from components.interactions.vocabulary import Vocabulary
 from components.policies.slate_policy import UniformPolicy
 from components.world_model.training import Progress
-from flows.benchmarks import Document, Figure, _hidden_state, names, table
+from flows.benchmarks import Document, Figure, _hidden_state, names, section
 from flows.benchmarks._figures import mean_of_seeds, share_of
 from flows.benchmarks._stages import StageRunner, mdp_log
 from flows.benchmarks.coverage import RedrawnLog
@@ -147,7 +147,7 @@ def test_a_log_of_the_mdp_is_that_of_the_configurations_seed(tmp_path: Path) -> 
 def test_a_skipped_figure_says_why_and_shows_no_number() -> None:
     figure = Figure(value=math.nan, unit="times", target="at least 10", skipped="no peer")
 
-    written = table(Document(name="speed", figures={"ratio": figure}, budget="", lineage={"code": "c"}))
+    written = section(Document(name="speed", figures={"ratio": figure}, budget="", lineage={"code": "c"}))
 
     assert "| ratio | skipped: no peer | times | at least 10 |  |" in written
 
