@@ -1,6 +1,8 @@
 """Watch a loop: one look at its traffic, judged within a weekly budget of false alarms, kept, drawn and told."""
 
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from itertools import takewhile
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -18,7 +20,7 @@ from flows.config import LoopConfig, interaction_database
 from flows.events import LoopEvent, emit
 from flows.settings import PlatformSettings, require_writable
 from flows.tasks import publish
-from monitoring.alarm_budget import look_level
+from monitoring.alarm_budget import WEEK, look_level
 from monitoring.drift_tests import Volume
 from monitoring.traffic_watch import (
     DELAY,
@@ -37,7 +39,7 @@ from monitoring.traffic_watch import (
     means,
     read_traffic,
 )
-from monitoring.workspace import add_look
+from monitoring.workspace import KEPT_LOOKS, add_look
 from services.policy_store import load_model
 from services.releases import Release, Releases
 
@@ -157,6 +159,7 @@ def look_and_keep(config: LoopConfig, path: Path | None, watch: WatchConfig) -> 
     require_writable(settings.home, "SLATELOOP_HOME")
     seen, before, now = look(config, path, watch, settings, read_looks(settings.home, config.loop))
     keep_look(settings.home, seen)
+    forget_looks(settings.home, seen)
     if now is not None:
         add_look(
             settings.home / WORKSPACE,
@@ -170,9 +173,16 @@ def look_and_keep(config: LoopConfig, path: Path | None, watch: WatchConfig) -> 
 
 
 def look(
-    config: LoopConfig, path: Path | None, watch: WatchConfig, settings: PlatformSettings, earlier: list[DriftLook]
+    config: LoopConfig, path: Path | None, watch: WatchConfig, settings: PlatformSettings, earlier: Iterator[DriftLook]
 ) -> tuple[DriftLook, Traffic | None, Traffic | None]:
     """One look with both sides of it, the champion's first days and the window, where they could be read.
+
+    Args:
+        config: the loop.
+        path: SQLite file of the log; the endpoint's own database by default.
+        watch: what is compared.
+        settings: where runs and models lie.
+        earlier: the loop's looks before, newest first.
 
     Raises:
         InputError: as `look_and_keep`.
@@ -217,8 +227,7 @@ def look(
     if not volume:
         notes.append(f"{len(history)} earlier windows with traffic; from 3 on the number of requests is compared")
     columns += volume
-    judged = [one.seen_at for one in earlier if one.columns and one.champion == release.champion]
-    previous = max((at for at in judged if reader.serves_since <= at <= seen_at), default=None)
+    previous = _last_judged(earlier, release.champion, reader.serves_since, seen_at)
     level = look_level(watch.weekly_false_alarms, reader.serves_since, previous, seen_at) if columns else 0.0
     tested = judge(columns, level, watch.floor)
     seen = DriftLook(
@@ -238,6 +247,13 @@ def look(
         notes=tuple(notes),
     )
     return seen, first_days, now
+
+
+def _last_judged(earlier: Iterator[DriftLook], champion: str, since: datetime, until: datetime) -> datetime | None:
+    """When a look last spent of the champion's budget; looks are read no further back than that."""
+    of_champion = takewhile(lambda one: one.seen_at >= since, earlier)
+    judged = (one.seen_at for one in of_champion if one.columns and one.champion == champion and one.seen_at <= until)
+    return next(judged, None)
 
 
 def _champions_first(history: list[Release]) -> Release | None:
@@ -313,7 +329,7 @@ def keep_look(home: Path, seen: DriftLook) -> Path:
     Raises:
         InputError: it cannot be written.
     """
-    file = home / LOOKS / seen.loop / f"{seen.seen_at:%Y%m%dT%H%M%S.%fZ}.json"
+    file = home / LOOKS / seen.loop / _name_of(seen.seen_at)
     staging = staging_file(file)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -326,20 +342,42 @@ def keep_look(home: Path, seen: DriftLook) -> Path:
     return file
 
 
-def read_looks(home: Path, loop: str) -> list[DriftLook]:
-    """A loop's looks, oldest first.
+def forget_looks(home: Path, newest: DriftLook) -> None:
+    """Delete looks at a loop beyond the newest 500; those of the last week stay, which the budget is reckoned from.
+
+    Raises:
+        InputError: a file cannot be deleted.
+    """
+    week_began = _name_of(newest.seen_at - WEEK)
+    for file in _looks(home, newest.loop)[KEPT_LOOKS:]:
+        if file.name < week_began:
+            try:
+                file.unlink(missing_ok=True)
+            except OSError as error:
+                raise InputError(f"{file}: cannot be deleted: {error.strerror}; set SLATELOOP_HOME") from None
+
+
+def read_looks(home: Path, loop: str) -> Iterator[DriftLook]:
+    """A loop's looks, newest first, each read when it is asked for.
 
     Raises:
         InputError: a file is no look.
     """
-    looks = []
-    for file in sorted((home / LOOKS / loop).glob("[!.]*.json")):
+    for file in _looks(home, loop):
         try:
-            looks.append(DriftLook.model_validate_json(file.read_bytes()))
+            yield DriftLook.model_validate_json(file.read_bytes())
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             raise InputError(f"{file}: is no look: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
-    return looks
+
+
+def _looks(home: Path, loop: str) -> list[Path]:
+    """Files of a loop's looks, newest first: names grow with time."""
+    return sorted((home / LOOKS / loop).glob("[!.]*.json"), reverse=True)
+
+
+def _name_of(seen_at: datetime) -> str:
+    return f"{seen_at:%Y%m%dT%H%M%S.%fZ}.json"
 
 
 def _number(value: float | None) -> str:

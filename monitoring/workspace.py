@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from evidently.core.report import Snapshot
     from evidently.ui.workspace import Project
 
-#: The page of a project reads all its runs: thousands make it slow.
-KEPT_RUNS = 500
+#: Looks that are kept of a loop, the newest. The page of a project reads all its runs: thousands make it slow.
+KEPT_LOOKS = 500
 #: Requests of each side that Evidently is shown.
 SHOWN = 5_000
 FIGURE = "look."
@@ -48,7 +48,7 @@ def add_look(
     before: Sample | None,
     now: Sample,
     figures: Mapping[str, float],
-    kept: int = KEPT_RUNS,
+    kept: int = KEPT_LOOKS,
 ) -> str:
     """Add a look to the loop's project, made with its panels where it is not there; returns the run's id.
 

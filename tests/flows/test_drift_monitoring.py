@@ -15,7 +15,7 @@ from components.interactions.log import InteractionLog
 from components.interactions.traffic import first_feedback, requests_by_window
 from components.policies.policy_folder import StoredPolicy
 from flows.command_line import app
-from flows.drift_monitoring import DriftLook, read_looks
+from flows.drift_monitoring import DriftLook, forget_looks, keep_look, read_looks
 
 DAY = timedelta(days=1)
 NOW = datetime.now(UTC)
@@ -103,9 +103,9 @@ def test_stable_days_do_not_ring_and_the_next_look_has_less_to_spend(
     }  # fmt: skip
     assert first["n_before"] > 3 * first["n_requests"] > 0
     assert 0 < second["level"] < 0.01 < first["level"] <= 0.05
-    history = read_looks(place / "home", "shop")
-    assert [look.level for look in history] == [first["level"], second["level"]]
-    assert history[0] == DriftLook.model_validate(first)
+    history = list(read_looks(place / "home", "shop"))
+    assert [look.level for look in history] == [second["level"], first["level"]]
+    assert history[1] == DriftLook.model_validate(first)
     from evidently.ui.workspace import Workspace
 
     space = Workspace.create(str(place / "home" / "evidently"))
@@ -134,6 +134,38 @@ def test_a_bad_day_rings_on_every_panel_that_it_touches(
         (column["moved"] for column in seen["columns"]), reverse=True
     )
     assert "tests found a move" in call(*arguments).output
+
+
+def test_looks_beyond_the_newest_are_deleted_but_never_those_of_the_week(tmp_path: Path) -> None:
+    def look(hours_ago: float) -> DriftLook:
+        return DriftLook(
+            loop="shop", seen_at=NOW - timedelta(hours=hours_ago), champion=None, weekly_false_alarms=0.05
+        )  # fmt: skip
+
+    # Every two hours for 50 days, then every quarter of an hour for four.
+    for number in range(600):
+        keep_look(tmp_path, look(96 + 2 * number))
+    for number in range(384):
+        keep_look(tmp_path, look(number / 4))
+    forget_looks(tmp_path, look(0))
+    kept = list(read_looks(tmp_path, "shop"))
+    assert len(kept) == 500 and kept[0] == look(0) and kept[-1] == look(96 + 2 * 115)
+    # Every minute for half a day: all of them are the week's, and with them 500 of older ones go.
+    for number in range(720):
+        keep_look(tmp_path, look(number / 60 + 1 / 120))
+    forget_looks(tmp_path, look(0))
+    kept = list(read_looks(tmp_path, "shop"))
+    assert len(kept) == 384 + 720 + 37 and kept[-1] == look(168)
+
+
+def test_a_look_reads_no_further_back_than_the_last_that_judged(
+    days: Path, place: Path, stored: StoredPolicy, policy_tag: str
+) -> None:
+    copy_of(days, place)
+    arguments = (*SMALL, "--path", str(place / "interactions.db"))
+    done(*arguments)
+    (place / "home" / "drift" / "shop" / "20250101T000000.000000Z.json").write_text("no look at all")
+    assert done(*arguments)["level"] < 0.01
 
 
 def test_the_log_tells_volume_and_delay_without_an_import(days: Path, policy_tag: str) -> None:
