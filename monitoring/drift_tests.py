@@ -45,7 +45,7 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, Int, Shaped
-from scipy import stats
+from scipy import special
 
 N_BINS = 10
 #: Users whom a bin must be able to hold.
@@ -261,7 +261,7 @@ def shares_against_unknown_times(reference: Sample, current: Sample, name: str) 
         return None
     chi = float((np.square((now.mean - before.mean) @ joined)[real] / pooled[real]).sum())
     per_answer = sum(float(np.square(side.requests).sum()) / side.total**2 for side in (before, now))
-    return Difference(_psi(before, now, joined), float(stats.chi2.sf(chi / per_answer, int(real.sum()) - 1)))
+    return Difference(_psi(before, now, joined), float(special.chdtrc(int(real.sum()) - 1, chi / per_answer)))
 
 
 @dataclass(frozen=True)
@@ -283,7 +283,7 @@ def volume(earlier: Sequence[Volume], now: Volume) -> Difference | None:
     chance = float(np.mean([window.squares / max(window.requests, 1) ** 2 for window in earlier]))
     variance = max(float(logs.var(ddof=1)), chance) * (1 + 1 / len(logs))
     d = float(np.log1p(now.requests) - logs.mean())
-    p_value = 2 * float(stats.t.sf(abs(d) / np.sqrt(variance), len(logs) - 1))
+    p_value = 2 * float(special.stdtr(len(logs) - 1, -abs(d) / np.sqrt(variance)))
     return Difference(d**2, p_value, before=float(counts.mean()), now=float(now.requests))
 
 
@@ -345,7 +345,7 @@ def _shares(before: _Sums, windows: _Sums, now: _Sums) -> Difference | None:
     if trace <= 0:
         return Difference(_psi(before, now, joined), float(statistic == 0))
     degrees = trace**2 / squared
-    p_value = float(stats.f.sf(statistic / trace, degrees, degrees * (len(now.users) - 1)))
+    p_value = float(special.fdtrc(degrees, degrees * (len(now.users) - 1), statistic / trace))
     return Difference(_psi(before, now, joined), p_value)
 
 
@@ -372,5 +372,5 @@ def _student(d: float, variance: float, n_users: int, spread: float, before: flo
     if abs(d) <= ROUNDING * max(abs(before), abs(now)):
         return Difference(0.0, 1.0, before, now)
     score = d**2 / spread if spread > 0 else np.inf
-    p_value = 2 * float(stats.t.sf(abs(d) / np.sqrt(variance), n_users - 1)) if variance > 0 else float(d == 0)
+    p_value = 2 * float(special.stdtr(n_users - 1, -abs(d) / np.sqrt(variance))) if variance > 0 else float(d == 0)
     return Difference(float(score), p_value, before, now)
