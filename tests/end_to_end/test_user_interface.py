@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -120,3 +122,15 @@ def test_the_form_of_a_deployment_shows_the_configuration_with_its_help(
     for words in ("Seed of everything that learns.", "Torch threads: part of the lineage"):
         expect(page.get_by_text(words).first).to_be_visible(timeout=60_000)
     page.screenshot(path=screenshots / "deployment.png", full_page=True)
+
+
+def test_evidentlys_pages_show_every_panel_of_the_loop_and_a_looks_report(
+    browser: Browser, platform: Running, shop: Place, first_run: Answer, screenshots: Path
+) -> None:
+    champion = first_run.document["lineage"]["baseline_tag"]
+    script = Path(__file__).with_name("watched_days.py")
+    looked = subprocess.run(
+        [sys.executable, str(script), champion], cwd=shop.root, capture_output=True, text=True, timeout=600,
+        env=shop.environment | {"PYTHONPATH": str(Path(__file__).parents[2])},
+    )  # fmt: skip
+    assert looked.returncode == 0, looked.stderr
