@@ -363,7 +363,8 @@ def _figures(seen: DriftLook, now: Traffic) -> dict[str, float]:
     known = {**means(now.requests), **means(now.asked)}
     return {
         **{name: known[name] for name in DRAWN if name in known},
-        **{name: found[name] for name in (EFFECTIVE, VOLUME) if name in found},
+        # Of the champion's own log the share is 1 but for the rounding of its logits, which is nothing to draw.
+        **{name: round(found[name], 6) for name in (EFFECTIVE, VOLUME) if name in found},
         "moved_share": len(seen.moved) / max(len(seen.columns), 1),
         "alarm": float(seen.alarm),
     }

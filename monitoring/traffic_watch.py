@@ -185,7 +185,7 @@ def save_traffic(traffic: Traffic, folder: Path) -> None:
     """Leave traffic in a folder, as a Parquet file of each of its samples."""
     for name, sample in (("requests", traffic.requests), ("asked", traffic.asked)):
         columns = [
-            pl.Series(column, values.tolist() if values.dtype == object else values)
+            pl.Series(column, values.tolist(), pl.String) if values.dtype == object else pl.Series(column, values)
             for column, values in sample.columns.items()
         ]
         frame = pl.DataFrame([pl.Series("user", sample.user), pl.Series("window", sample.window), *columns])

@@ -112,8 +112,9 @@ def _snapshot(before: Sample | None, now: Sample, figures: Mapping[str, float], 
     definition = DataDefinition(
         numerical_columns=numbers, categorical_columns=[name for name in current.columns if name not in numbers]
     )
+    # A report shows them in this order: what can be looked at before what only feeds the panels.
     report = Report(
-        [*(MeanValue(column=name) for name in drawn), *(ValueDrift(column=name, method="psi") for name in compared)]
+        [*(ValueDrift(column=name, method="psi") for name in compared), *(MeanValue(column=name) for name in drawn)]
     )
     with warnings.catch_warnings(), np.errstate(invalid="ignore", divide="ignore"):
         # Evidently draws columns that do not vary, too, and numpy complains of each.

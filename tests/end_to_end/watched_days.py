@@ -1,6 +1,6 @@
 """Looks at a small shop's last two days, the second of them a bad one; run as `watched_days.py CHAMPION` in its place.
 
-Tastes turn, feedback comes later and a quarter of the visits stays away. Looks are six hours apart.
+Tastes turn, feedback comes later and a quarter of the visits stays away. Looks are eight hours apart.
 """
 
 import sys
@@ -36,8 +36,8 @@ def main(champion: str) -> None:
     bad = shop.model_copy(update={"taste_shift": 0.8})
     write_traffic(log, stored, champion, now - day, now, config=bad, sessions_a_day=300, delay=late, seed=1)
     config = load_config(None, [], "log")
-    for hours_ago in range(48, -1, -6):
-        look_and_keep(config, tables, WatchConfig(min_users=100), now - timedelta(hours=hours_ago))
+    for hours_ago in range(48, -1, -8):
+        look_and_keep(config, tables, WatchConfig(min_users=100, baseline_days=2), now - timedelta(hours=hours_ago))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 from click.testing import Result
 from shop_traffic import MANY_USERS, release_since, write_traffic
@@ -15,7 +16,11 @@ from components.interactions.log import InteractionLog
 from components.interactions.traffic import first_feedback, requests_by_window
 from components.policies.policy_folder import StoredPolicy
 from flows.command_line import app
-from flows.drift_monitoring import DriftLook, forget_looks, keep_look, read_looks
+from flows.config import load_config
+from flows.drift_monitoring import DriftLook, forget_looks, keep_look, look_and_keep, read_looks
+from flows.forgetting import forget
+from flows.settings import PlatformSettings
+from monitoring.traffic_watch import WatchConfig
 
 DAY = timedelta(days=1)
 NOW = datetime.now(UTC)
@@ -166,6 +171,34 @@ def test_a_look_reads_no_further_back_than_the_last_that_judged(
     done(*arguments)
     (place / "home" / "drift" / "shop" / "20250101T000000.000000Z.json").write_text("no look at all")
     assert done(*arguments)["level"] < 0.01
+
+
+def test_the_first_days_are_read_once_until_a_user_is_forgotten(
+    days: Path, place: Path, stored: StoredPolicy, policy_tag: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = copy_of(days, place)
+    write_traffic(log, stored, policy_tag, NOW - DAY, NOW, seed=1)
+    monkeypatch.setenv("SLATELOOP_DATABASE", str(log.engine.url))
+    config, watch = load_config(None, [], "log"), WatchConfig(min_users=100, baseline_days=2)
+    first = look_and_keep(config, None, watch, NOW)
+    (kept,) = (place / "home" / "stages" / "first-days-shop").iterdir()
+    users = pl.read_parquet(kept / "users.parquet")["user_id"]
+    assert first.n_before > 1_000 and users.n_unique() == len(users) > 100
+    # Rows that were too old are gone from the log alone.
+    half = NOW - 4 * DAY
+    assert CliRunner().invoke(app, ["forget", "--older-than", half.isoformat()]).exit_code == 0
+    again = look_and_keep(config, None, watch, NOW)
+    assert again.n_before == first.n_before
+    assert {one.column: one.p_value for one in again.columns if one.against == "first days"} == pytest.approx(
+        {one.column: one.p_value for one in first.columns if one.against == "first days"}
+    )
+    # Another baseline takes the place of what was kept, and the log holds half of it now.
+    other = look_and_keep(config, None, watch.model_copy(update={"baseline_days": 2.5}), NOW)
+    (kept_now,) = (place / "home" / "stages" / "first-days-shop").iterdir()
+    assert kept_now != kept and 0 < other.n_before < first.n_before
+    someone = pl.read_parquet(kept_now / "users.parquet")["user_id"][0]
+    forgotten = forget(str(log.engine.url), [someone], PlatformSettings())
+    assert forgotten.whole and forgotten.stages == 1 and not kept_now.exists()
 
 
 def test_the_log_tells_volume_and_delay_without_an_import(days: Path, policy_tag: str) -> None:
