@@ -113,7 +113,7 @@ def run(name: str, *, quick: bool, seeds: int | None, path: Path | None, full: b
         lineage=lineage,
     )
     if not (quick or full) and seeds is None:
-        _write_section(name, section(document, getattr(module, "tables", figures_table)))
+        _write_section(document)
     return document
 
 
@@ -134,21 +134,22 @@ def figures_table(figures: Mapping[str, Figure]) -> str:
     return "\n".join(["| figure | value | unit | target | holds |", "| --- | --- | --- | --- | --- |", *rows])
 
 
-def section(document: Document, tables: Callable[[Mapping[str, Figure]], str] = figures_table) -> str:
+def section(document: Document) -> str:
     """The document as a section of the results page."""
+    tables = getattr(importlib.import_module(f"{__name__}.{document.name}"), "tables", figures_table)
     command = f"`slateloop benchmark {document.name}`"
     head = f"{command}; at most {document.budget}; code {str(document.lineage['code'])[:12]}."
     return f"## {document.name}\n\n{head}\n\n{tables(document.figures)}\n"
 
 
-def _write_section(name: str, written: str) -> None:
+def _write_section(document: Document) -> None:
     """Replace the benchmark's section in the results page, or add it."""
     text = RESULTS.read_text() if RESULTS.is_file() else "# Results\n"
     head, *sections = text.split("\n## ")
-    others = [section for section in sections if section.partition("\n")[0].strip() != name]
-    sections = sorted([*others, written.removeprefix("## ")])
+    others = [written for written in sections if written.partition("\n")[0].strip() != document.name]
+    sections = sorted([*others, section(document).removeprefix("## ")])
     staging = RESULTS.with_suffix(".tmp")
-    staging.write_text("\n## ".join([head.rstrip() + "\n", *(section.rstrip() + "\n" for section in sections)]))
+    staging.write_text("\n## ".join([head.rstrip() + "\n", *(written.rstrip() + "\n" for written in sections)]))
     staging.rename(RESULTS)
 
 
