@@ -4,7 +4,7 @@ from pathlib import Path
 
 from prefect import flow
 
-from flows.benchmarks import Document, run, table
+from flows.benchmarks import Document, run, section
 from flows.tasks import publish
 
 
@@ -19,5 +19,5 @@ def benchmark(name: str, quick: bool = True, seeds: int | None = None, path: Pat
         path: folder of the data that the benchmark reads, where it reads a real log.
     """
     document = run(name, quick=quick, seeds=seeds, path=path)
-    publish("benchmark", table(document))
+    publish("benchmark", section(document))
     return document

@@ -1,6 +1,8 @@
 """Watch a loop: one look at its traffic, judged within a weekly budget of false alarms, kept, drawn and told."""
 
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from itertools import takewhile
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -11,14 +13,17 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from components.errors import InputError
 from components.interactions.importers import interaction_log
 from components.interactions.log import InteractionLog
+from components.interactions.log_folder import discard_folder
 from components.interactions.stored_copies import staging_file
 from components.interactions.traffic import first_feedback, requests_by_window
 from flows.champion_origin import Origin, find_origin
 from flows.config import LoopConfig, interaction_database
 from flows.events import LoopEvent, emit
+from flows.lineage import code_digest, digest_of, lock_digest
 from flows.settings import PlatformSettings, require_writable
+from flows.stage_store import StageStore
 from flows.tasks import publish
-from monitoring.alarm_budget import look_level
+from monitoring.alarm_budget import WEEK, look_level
 from monitoring.drift_tests import Volume
 from monitoring.traffic_watch import (
     DELAY,
@@ -34,10 +39,12 @@ from monitoring.traffic_watch import (
     WatchedColumn,
     compare_volume,
     judge,
+    load_traffic,
     means,
     read_traffic,
+    save_traffic,
 )
-from monitoring.workspace import add_look
+from monitoring.workspace import KEPT_LOOKS, add_look
 from services.policy_store import load_model
 from services.releases import Release, Releases
 
@@ -45,6 +52,8 @@ from services.releases import Release, Releases
 EARLIER = timedelta(days=1)
 #: Folders of the home: the history of looks, and Evidently's workspace.
 LOOKS, WORKSPACE = "drift", "evidently"
+#: What the first days' columns depend on beside the log and the lock.
+READS = ("components", "monitoring", "flows/drift_monitoring.py")
 #: Columns whose means Evidently's panels draw.
 DRAWN = ("reward", "click_rate", "purchase_rate", ENTROPY, NATS, DELAY)
 
@@ -112,7 +121,7 @@ def drift_monitoring(config: LoopConfig, path: Path | None = None, watch: WatchC
         path: SQLite file of the log; the endpoint's own database by default.
         watch: what a look compares, and how often it may err.
     """
-    seen = look_and_keep(config, path, watch or WatchConfig())
+    seen = look_and_keep(config, path, watch or WatchConfig(), datetime.now(UTC))
     publish("drift-monitoring", seen.markdown())
     if seen.alarm:
         emit(LoopEvent.DRIFTED, seen.loop, reason_of(seen), evidence_of(seen))
@@ -145,8 +154,14 @@ def evidence_of(seen: DriftLook) -> dict[str, object]:
     }
 
 
-def look_and_keep(config: LoopConfig, path: Path | None, watch: WatchConfig) -> DriftLook:
+def look_and_keep(config: LoopConfig, path: Path | None, watch: WatchConfig, seen_at: datetime) -> DriftLook:
     """Look once, add the look to the loop's history and a run to its project in Evidently's workspace.
+
+    Args:
+        config: the loop.
+        path: SQLite file of the log; the endpoint's own database by default.
+        watch: what is compared.
+        seen_at: the moment of the look: what was logged later is as if it had not come yet.
 
     Raises:
         InputError: the source is another one than the log, `as_of` is set, there is no interaction log, or the home
@@ -155,8 +170,9 @@ def look_and_keep(config: LoopConfig, path: Path | None, watch: WatchConfig) -> 
     """
     settings = PlatformSettings()
     require_writable(settings.home, "SLATELOOP_HOME")
-    seen, before, now = look(config, path, watch, settings, read_looks(settings.home, config.loop))
+    seen, before, now = look(config, path, watch, settings, read_looks(settings.home, config.loop), seen_at)
     keep_look(settings.home, seen)
+    forget_looks(settings.home, seen)
     if now is not None:
         add_look(
             settings.home / WORKSPACE,
@@ -170,9 +186,22 @@ def look_and_keep(config: LoopConfig, path: Path | None, watch: WatchConfig) -> 
 
 
 def look(
-    config: LoopConfig, path: Path | None, watch: WatchConfig, settings: PlatformSettings, earlier: list[DriftLook]
+    config: LoopConfig,
+    path: Path | None,
+    watch: WatchConfig,
+    settings: PlatformSettings,
+    earlier: Iterator[DriftLook],
+    seen_at: datetime,
 ) -> tuple[DriftLook, Traffic | None, Traffic | None]:
     """One look with both sides of it, the champion's first days and the window, where they could be read.
+
+    Args:
+        config: the loop.
+        path: SQLite file of the log; the endpoint's own database by default.
+        watch: what is compared.
+        settings: where runs and models lie.
+        earlier: the loop's looks before, newest first.
+        seen_at: the moment of the look.
 
     Raises:
         InputError: as `look_and_keep`.
@@ -183,7 +212,6 @@ def look(
     if config.as_of is not None:
         raise InputError(f"as_of = {config.as_of}: drift is watched of this moment; leave as_of out")
     torch.set_num_threads(config.threads)
-    seen_at = datetime.now(UTC)
     log = InteractionLog(interaction_database(path))
     release = _champions_first(Releases(log).history(config.loop))
     if release is None:
@@ -196,7 +224,8 @@ def look(
             notes=(note,),
         )
         return nothing, None, None
-    reader = _Reader(config, config.source, log, watch, release, find_origin(release.champion, settings), seen_at)
+    origin, store = find_origin(release.champion, settings), StageStore(settings.home.resolve() / "stages")
+    reader = _Reader(config, config.source, log, watch, release, origin, seen_at, store)
     first_days, now = reader.first_days(), reader.now()
     notes = [*reader.origin.missing]
     columns: list[WatchedColumn] = []
@@ -217,8 +246,7 @@ def look(
     if not volume:
         notes.append(f"{len(history)} earlier windows with traffic; from 3 on the number of requests is compared")
     columns += volume
-    judged = [one.seen_at for one in earlier if one.columns and one.champion == release.champion]
-    previous = max((at for at in judged if reader.serves_since <= at <= seen_at), default=None)
+    previous = _last_judged(earlier, release.champion, reader.serves_since, seen_at)
     level = look_level(watch.weekly_false_alarms, reader.serves_since, previous, seen_at) if columns else 0.0
     tested = judge(columns, level, watch.floor)
     seen = DriftLook(
@@ -240,6 +268,13 @@ def look(
     return seen, first_days, now
 
 
+def _last_judged(earlier: Iterator[DriftLook], champion: str, since: datetime, until: datetime) -> datetime | None:
+    """When a look last spent of the champion's budget; looks are read no further back than that."""
+    of_champion = takewhile(lambda one: one.seen_at >= since, earlier)
+    judged = (one.seen_at for one in of_champion if one.columns and one.champion == champion and one.seen_at <= until)
+    return next(judged, None)
+
+
 def _champions_first(history: list[Release]) -> Release | None:
     """The release since which the champion has served without a break."""
     first = None
@@ -255,9 +290,9 @@ class _Reader:
 
     def __init__(
         self, config: LoopConfig, source: interaction_log.Config, log: InteractionLog, watch: WatchConfig,
-        release: Release, origin: Origin, seen_at: datetime,
+        release: Release, origin: Origin, seen_at: datetime, store: StageStore,
     ) -> None:  # fmt: skip
-        self.origin = origin
+        self.origin, self._store = origin, store
         self.serves_since = datetime.fromtimestamp(release.released_at / 1e6, UTC)
         self._attribution = timedelta(minutes=source.attribution_minutes)
         self._settled = self._attribution + timedelta(minutes=watch.settle_minutes)
@@ -273,10 +308,34 @@ class _Reader:
 
     def first_days(self) -> Traffic | None:
         """The champion's first days before the window; None where nothing was logged in them."""
-        until = min(self.serves_since + timedelta(days=self._watch.baseline_days), self.window_began)
-        return self._read(self.serves_since, until)
+        over = self.serves_since + timedelta(days=self._watch.baseline_days)
+        if self.window_began < over:
+            return self._read(self.serves_since, self.window_began)
+        # All that is known of them was known when the window began: read once, they stay as they are. They lie among
+        # the stages with the names of their users, so that `slateloop forget` drops them as it drops other copies.
+        name = f"first-days-{self._loop}"
+        key = digest_of(
+            self._log.engine.url.render_as_string(), self._champion, self.serves_since.isoformat(),
+            self._watch.model_dump_json(), self._source.model_dump_json(), str(self.origin.user_model is None),
+            str(self.origin.items is None), code_digest(READS), lock_digest(),
+        )  # fmt: skip
+        folder = self._store.folder(name, key)
+        if not self._store.is_complete(name, key):
 
-    def _read(self, since: datetime, until: datetime) -> Traffic | None:
+            def read(out: Path) -> None:
+                if self._read(self.serves_since, over, out) is None:
+                    raise interaction_log.NothingLoggedError(f"{self._champion} served nobody in its first days")
+
+            try:
+                self._store.write(name, key, read, {})
+            except interaction_log.NothingLoggedError:
+                return None
+            for other in set(folder.parent.glob("[!.]*")) - {folder}:
+                discard_folder(other)
+        return load_traffic(folder)
+
+    def _read(self, since: datetime, until: datetime, out: Path | None = None) -> Traffic | None:
+        """The champion's sessions that began in a span; left in a folder, too, where one is given."""
         if until <= since:
             return None
         # As much after the sessions' beginnings as a window has: both sides are cut alike.
@@ -292,6 +351,9 @@ class _Reader:
             feedback = first_feedback(self._log, self._loop, since, known, self._attribution)
             span = Span(self._champion, since, until, anchor=until, window=self._watch.window)
             traffic = read_traffic(log, self._models, span, self._watch, feedback)
+            if out is not None and traffic.n_requests:
+                save_traffic(traffic, out)
+                log.scan().select("user_id").unique().collect().write_parquet(out / "users.parquet")
         return traffic if traffic.n_requests else None
 
 
@@ -301,7 +363,8 @@ def _figures(seen: DriftLook, now: Traffic) -> dict[str, float]:
     known = {**means(now.requests), **means(now.asked)}
     return {
         **{name: known[name] for name in DRAWN if name in known},
-        **{name: found[name] for name in (EFFECTIVE, VOLUME) if name in found},
+        # Of the champion's own log the share is 1 but for the rounding of its logits, which is nothing to draw.
+        **{name: round(found[name], 6) for name in (EFFECTIVE, VOLUME) if name in found},
         "moved_share": len(seen.moved) / max(len(seen.columns), 1),
         "alarm": float(seen.alarm),
     }
@@ -313,7 +376,7 @@ def keep_look(home: Path, seen: DriftLook) -> Path:
     Raises:
         InputError: it cannot be written.
     """
-    file = home / LOOKS / seen.loop / f"{seen.seen_at:%Y%m%dT%H%M%S.%fZ}.json"
+    file = home / LOOKS / seen.loop / _name_of(seen.seen_at)
     staging = staging_file(file)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -326,20 +389,42 @@ def keep_look(home: Path, seen: DriftLook) -> Path:
     return file
 
 
-def read_looks(home: Path, loop: str) -> list[DriftLook]:
-    """A loop's looks, oldest first.
+def forget_looks(home: Path, newest: DriftLook) -> None:
+    """Delete looks at a loop beyond the newest 500; those of the last week stay, which the budget is reckoned from.
+
+    Raises:
+        InputError: a file cannot be deleted.
+    """
+    week_began = _name_of(newest.seen_at - WEEK)
+    for file in _looks(home, newest.loop)[KEPT_LOOKS:]:
+        if file.name < week_began:
+            try:
+                file.unlink(missing_ok=True)
+            except OSError as error:
+                raise InputError(f"{file}: cannot be deleted: {error.strerror}; set SLATELOOP_HOME") from None
+
+
+def read_looks(home: Path, loop: str) -> Iterator[DriftLook]:
+    """A loop's looks, newest first, each read when it is asked for.
 
     Raises:
         InputError: a file is no look.
     """
-    looks = []
-    for file in sorted((home / LOOKS / loop).glob("[!.]*.json")):
+    for file in _looks(home, loop):
         try:
-            looks.append(DriftLook.model_validate_json(file.read_bytes()))
+            yield DriftLook.model_validate_json(file.read_bytes())
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             raise InputError(f"{file}: is no look: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
-    return looks
+
+
+def _looks(home: Path, loop: str) -> list[Path]:
+    """Files of a loop's looks, newest first: names grow with time."""
+    return sorted((home / LOOKS / loop).glob("[!.]*.json"), reverse=True)
+
+
+def _name_of(seen_at: datetime) -> str:
+    return f"{seen_at:%Y%m%dT%H%M%S.%fZ}.json"
 
 
 def _number(value: float | None) -> str:

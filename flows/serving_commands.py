@@ -89,7 +89,7 @@ def look_for_drift(
         settle_minutes=settle_minutes,
     )
     loaded = load_config(config, settings or [], "log")
-    seen = look_and_keep(loaded, source_path(loaded, path), watch)
+    seen = look_and_keep(loaded, source_path(loaded, path), watch, datetime.now(UTC))
     if as_json:
         print(seen.model_dump_json(indent=2))
         return

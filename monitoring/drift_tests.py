@@ -45,7 +45,7 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, Int, Shaped
-from scipy import stats
+from scipy import special
 
 N_BINS = 10
 #: Users whom a bin must be able to hold.
@@ -168,13 +168,18 @@ class _Sums:
     values: Float[np.ndarray, "U D"]
     requests: Float[np.ndarray, " U"]
 
-    @property
+    @cached_property
     def total(self) -> float:
         return float(self.requests.sum())
 
-    @property
+    @cached_property
+    def sum(self) -> Float[np.ndarray, " D"]:
+        # A product with ones is many times as fast as a sum over rows of few columns.
+        return np.ones(len(self.values)) @ self.values
+
+    @cached_property
     def mean(self) -> Float[np.ndarray, " D"]:
-        return self.values.sum(0) / self.total
+        return self.sum / self.total
 
     @cached_property
     def moments(self) -> tuple[Float[np.ndarray, "D D"], Float[np.ndarray, " D"], float]:
@@ -250,13 +255,13 @@ def shares_against_unknown_times(reference: Sample, current: Sample, name: str) 
     if not (before.total and now.total):
         return None
     joined = _joined(before, now)
-    pooled = (before.values.sum(0) + now.values.sum(0)) @ joined / (before.total + now.total)
+    pooled = (before.sum + now.sum) @ joined / (before.total + now.total)
     real = pooled > 0
     if real.sum() < 2:
         return None
     chi = float((np.square((now.mean - before.mean) @ joined)[real] / pooled[real]).sum())
     per_answer = sum(float(np.square(side.requests).sum()) / side.total**2 for side in (before, now))
-    return Difference(_psi(before, now, joined), float(stats.chi2.sf(chi / per_answer, int(real.sum()) - 1)))
+    return Difference(_psi(before, now, joined), float(special.chdtrc(int(real.sum()) - 1, chi / per_answer)))
 
 
 @dataclass(frozen=True)
@@ -278,7 +283,7 @@ def volume(earlier: Sequence[Volume], now: Volume) -> Difference | None:
     chance = float(np.mean([window.squares / max(window.requests, 1) ** 2 for window in earlier]))
     variance = max(float(logs.var(ddof=1)), chance) * (1 + 1 / len(logs))
     d = float(np.log1p(now.requests) - logs.mean())
-    p_value = 2 * float(stats.t.sf(abs(d) / np.sqrt(variance), len(logs) - 1))
+    p_value = 2 * float(special.stdtr(len(logs) - 1, -abs(d) / np.sqrt(variance)))
     return Difference(d**2, p_value, before=float(counts.mean()), now=float(now.requests))
 
 
@@ -317,7 +322,7 @@ def _difference(
     before: _Sums, windows: _Sums, now: _Sums
 ) -> tuple[Float[np.ndarray, " D"], Float[np.ndarray, "D D"], Float[np.ndarray, " D"]]:
     """d, V and p̄."""
-    mean = (before.values.sum(0) + now.values.sum(0)) / (before.total + now.total)
+    mean = (before.sum + now.sum) / (before.total + now.total)
     one_window = (windows.variance_sum(mean) + now.variance_sum(mean)) / (windows.total + now.total)
     covariance = one_window / now.total + before.variance_sum(mean) / before.total**2
     place = np.searchsorted(before.users, now.users).clip(max=len(before.users) - 1)
@@ -340,7 +345,7 @@ def _shares(before: _Sums, windows: _Sums, now: _Sums) -> Difference | None:
     if trace <= 0:
         return Difference(_psi(before, now, joined), float(statistic == 0))
     degrees = trace**2 / squared
-    p_value = float(stats.f.sf(statistic / trace, degrees, degrees * (len(now.users) - 1)))
+    p_value = float(special.fdtrc(degrees, degrees * (len(now.users) - 1), statistic / trace))
     return Difference(_psi(before, now, joined), p_value)
 
 
@@ -367,5 +372,5 @@ def _student(d: float, variance: float, n_users: int, spread: float, before: flo
     if abs(d) <= ROUNDING * max(abs(before), abs(now)):
         return Difference(0.0, 1.0, before, now)
     score = d**2 / spread if spread > 0 else np.inf
-    p_value = 2 * float(stats.t.sf(abs(d) / np.sqrt(variance), n_users - 1)) if variance > 0 else float(d == 0)
+    p_value = 2 * float(special.stdtr(n_users - 1, -abs(d) / np.sqrt(variance))) if variance > 0 else float(d == 0)
     return Difference(float(score), p_value, before, now)

@@ -181,6 +181,22 @@ def read_traffic(
     return Traffic(_sample(columns), _sample(asked))
 
 
+def save_traffic(traffic: Traffic, folder: Path) -> None:
+    """Leave traffic in a folder, as a Parquet file of each of its samples."""
+    for name, sample in (("requests", traffic.requests), ("asked", traffic.asked)):
+        columns = [
+            pl.Series(column, values.tolist(), pl.String) if values.dtype == object else pl.Series(column, values)
+            for column, values in sample.columns.items()
+        ]
+        frame = pl.DataFrame([pl.Series("user", sample.user), pl.Series("window", sample.window), *columns])
+        frame.write_parquet(folder / f"{name}.parquet")
+
+
+def load_traffic(folder: Path) -> Traffic:
+    """What `save_traffic` left in a folder."""
+    return Traffic(*(_sample([pl.read_parquet(folder / f"{name}.parquet")]) for name in ("requests", "asked")))
+
+
 def _items(log: Log, models: Models) -> pl.DataFrame:
     """The item table with every feature that the policy's vocabulary names."""
     items = log.items() if models.items is None else models.items

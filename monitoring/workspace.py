@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from evidently.core.report import Snapshot
     from evidently.ui.workspace import Project
 
-#: The page of a project reads all its runs: thousands make it slow.
-KEPT_RUNS = 500
+#: Looks that are kept of a loop, the newest. The page of a project reads all its runs: thousands make it slow.
+KEPT_LOOKS = 500
 #: Requests of each side that Evidently is shown.
 SHOWN = 5_000
 FIGURE = "look."
@@ -48,7 +48,7 @@ def add_look(
     before: Sample | None,
     now: Sample,
     figures: Mapping[str, float],
-    kept: int = KEPT_RUNS,
+    kept: int = KEPT_LOOKS,
 ) -> str:
     """Add a look to the loop's project, made with its panels where it is not there; returns the run's id.
 
@@ -112,8 +112,9 @@ def _snapshot(before: Sample | None, now: Sample, figures: Mapping[str, float], 
     definition = DataDefinition(
         numerical_columns=numbers, categorical_columns=[name for name in current.columns if name not in numbers]
     )
+    # A report shows them in this order: what can be looked at before what only feeds the panels.
     report = Report(
-        [*(MeanValue(column=name) for name in drawn), *(ValueDrift(column=name, method="psi") for name in compared)]
+        [*(ValueDrift(column=name, method="psi") for name in compared), *(MeanValue(column=name) for name in drawn)]
     )
     with warnings.catch_warnings(), np.errstate(invalid="ignore", divide="ignore"):
         # Evidently draws columns that do not vary, too, and numpy complains of each.

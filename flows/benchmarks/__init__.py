@@ -1,13 +1,15 @@
 """Benchmarks in one form: each is one file of this folder, gives one JSON document and one table of docs/results.md.
 
 A benchmark's module has `BUDGET` (CPU-minutes, full and quick) and `measure(context) -> dict[str, Figure]`. Results of
-each (method, seed) are kept as they finish, so an interrupted benchmark goes on where it stopped.
+each (method, seed) are kept as they finish, so an interrupted benchmark goes on where it stopped. It may have
+`SOURCES`, folders beside the library whose code its results depend on; and `tables(figures) -> str`, Markdown for
+figures that the common table would make hard to read.
 """
 
 import importlib
 import json
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -96,7 +98,8 @@ def run(name: str, *, quick: bool, seeds: int | None, path: Path | None, full: b
     torch.set_num_threads(LoopConfig().threads)
     lineage = {"code": code_digest(), "lock": lock_digest(), "commit": git_commit()}
     home = PlatformSettings().home / "benchmarks"
-    kept = home / name / digest_of(code_digest((*LIBRARY, "flows/benchmarks")), str(quick), str(full), str(path))[:16]
+    sources = (*LIBRARY, "flows/benchmarks", *getattr(module, "SOURCES", ()))
+    kept = home / name / digest_of(code_digest(sources), str(quick), str(full), str(path))[:16]
     pool_code = code_digest((*LIBRARY, "flows/benchmarks/_pool.py", "flows/benchmarks/_stages.py"))
     shared = home / "shared" / digest_of(pool_code, str(quick))[:16]
     for folder in (kept, shared):
@@ -110,7 +113,7 @@ def run(name: str, *, quick: bool, seeds: int | None, path: Path | None, full: b
         lineage=lineage,
     )
     if not (quick or full) and seeds is None:
-        _write_table(document)
+        _write_section(document)
     return document
 
 
@@ -122,35 +125,31 @@ class Budget:
     quick: int = 5
 
 
-def table(document: Document) -> str:
-    """The document as a Markdown table."""
+def figures_table(figures: Mapping[str, Figure]) -> str:
+    """A Markdown table with a row for each figure."""
     rows = [
         f"| {key} | {_number(figure)} | {figure.unit} | {figure.target or ''} | {_verdict(figure)} |"
-        for key, figure in document.figures.items()
+        for key, figure in figures.items()
     ]
+    return "\n".join(["| figure | value | unit | target | holds |", "| --- | --- | --- | --- | --- |", *rows])
+
+
+def section(document: Document) -> str:
+    """The document as a section of the results page."""
+    tables = getattr(importlib.import_module(f"{__name__}.{document.name}"), "tables", figures_table)
     command = f"`slateloop benchmark {document.name}`"
-    return "\n".join(
-        [
-            f"## {document.name}",
-            "",
-            f"{command}; at most {document.budget}; code {str(document.lineage['code'])[:12]}.",
-            "",
-            "| figure | value | unit | target | holds |",
-            "| --- | --- | --- | --- | --- |",
-            *rows,
-            "",
-        ]
-    )
+    head = f"{command}; at most {document.budget}; code {str(document.lineage['code'])[:12]}."
+    return f"## {document.name}\n\n{head}\n\n{tables(document.figures)}\n"
 
 
-def _write_table(document: Document) -> None:
+def _write_section(document: Document) -> None:
     """Replace the benchmark's section in the results page, or add it."""
     text = RESULTS.read_text() if RESULTS.is_file() else "# Results\n"
     head, *sections = text.split("\n## ")
-    others = [section for section in sections if section.partition("\n")[0].strip() != document.name]
-    sections = sorted([*others, table(document).removeprefix("## ")])
+    others = [written for written in sections if written.partition("\n")[0].strip() != document.name]
+    sections = sorted([*others, section(document).removeprefix("## ")])
     staging = RESULTS.with_suffix(".tmp")
-    staging.write_text("\n## ".join([head.rstrip() + "\n", *(section.rstrip() + "\n" for section in sections)]))
+    staging.write_text("\n## ".join([head.rstrip() + "\n", *(written.rstrip() + "\n" for written in sections)]))
     staging.rename(RESULTS)
 
 

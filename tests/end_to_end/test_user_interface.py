@@ -2,8 +2,11 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,10 @@ import pytest
 from bento_server import free_port
 from playwright.sync_api import Browser, Page, expect
 from slateloop_process import Answer, Place
+
+from flows.platform import evidently_part
+from flows.settings import TELEMETRY_OFF
+from monitoring.workspace import PANELS
 
 pytestmark = [pytest.mark.services, pytest.mark.timeout(900)]
 
@@ -120,3 +127,64 @@ def test_the_form_of_a_deployment_shows_the_configuration_with_its_help(
     for words in ("Seed of everything that learns.", "Torch threads: part of the lineage"):
         expect(page.get_by_text(words).first).to_be_visible(timeout=60_000)
     page.screenshot(path=screenshots / "deployment.png", full_page=True)
+
+
+@pytest.fixture(scope="module")
+def evidently(shop: Place, first_run: Answer) -> Iterator[str]:
+    """Evidently's pages of looks at a bad day of the small shop, whose champion the run has made."""
+    home, script = shop.root / "home", Path(__file__).with_name("watched_days.py")
+    own = {"PYTHONPATH": str(Path(__file__).parents[2]), "BENTOML_HOME": str(home / "bentoml")}
+    environment = shop.environment | TELEMETRY_OFF | own | {"PREFECT_HOME": str(home / "prefect")}
+    looked = subprocess.run(
+        [sys.executable, str(script), first_run.document["lineage"]["baseline_tag"]], cwd=shop.root, env=environment,
+        capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert looked.returncode == 0, looked.stderr
+    part = evidently_part(home / "evidently", free_port())
+    output = (home / "pages.txt").open("w+")
+    server = subprocess.Popen(part.command, cwd=shop.root, env=environment, stdout=output, stderr=subprocess.STDOUT)
+    try:
+        address = f"http://127.0.0.1:{part.port}"
+        deadline = time.monotonic() + 200
+        while True:
+            with suppress(httpx.TransportError):
+                if httpx.get(address, timeout=5).is_success:
+                    break
+            if server.poll() is not None or time.monotonic() > deadline:
+                output.seek(0)
+                pytest.fail(f"Evidently's pages did not come up: {output.read()[-2000:]}")
+            time.sleep(0.5)
+        yield address
+    finally:
+        server.terminate()
+        server.wait(timeout=60)
+        output.close()
+
+
+def test_evidentlys_pages_show_every_panel_of_the_loop_and_a_looks_report(
+    browser: Browser, evidently: str, shop: Place, screenshots: Path
+) -> None:
+    n_looks = len(list((shop.root / "home" / "drift" / "shop").glob("*.json")))
+    page = wide(browser)
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(evidently)
+    page.get_by_text("shop", exact=True).first.click(timeout=60_000)
+    for title, (subtitle, figures) in PANELS.items():
+        panel = page.locator(".MuiCard-root").filter(has=page.get_by_role("heading", name=title, exact=True))
+        expect(panel.get_by_text(subtitle)).to_be_visible(timeout=60_000)
+        lines = panel.locator("path.MuiLineElement-root")
+        expect(lines).to_have_count(len(figures), timeout=60_000)
+        for figure, number in zip(figures, range(len(figures)), strict=True):
+            expect(panel.get_by_text(figure, exact=True)).to_be_visible()
+            # A curve from look to look; the volume is compared from the third day on.
+            assert (lines.nth(number).get_attribute("d") or "").count("C") >= n_looks - 2
+    page.screenshot(path=screenshots / "evidently.png", full_page=True)
+    page.get_by_text("Reports", exact=True).first.click()
+    # Newest first.
+    page.get_by_text("View", exact=True).first.click(timeout=60_000)
+    expect(page.get_by_text("Drift in column 'feedback_seconds'")).to_be_visible(timeout=60_000)
+    expect(page.get_by_text("Mean value of 'look.alarm': current: 1.0")).to_be_visible()
+    box = page.locator(".js-plotly-plot svg.main-svg").first.bounding_box(timeout=60_000)
+    assert box is not None and box["width"] > 200 and box["height"] > 100
+    assert all(url.startswith((evidently, "data:", "blob:")) for url in asked), asked

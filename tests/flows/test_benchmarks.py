@@ -17,11 +17,13 @@ from components.interactions.log_folder import Log, open_log
 from components.interactions.vocabulary import Vocabulary
 from components.policies.slate_policy import UniformPolicy
 from components.world_model.training import Progress
-from flows.benchmarks import Document, Figure, _hidden_state, names, table
+from flows.benchmarks import Document, Figure, _hidden_state, names, section
 from flows.benchmarks._figures import mean_of_seeds, share_of
 from flows.benchmarks._stages import StageRunner, mdp_log
 from flows.benchmarks.coverage import RedrawnLog
 from flows.benchmarks.coverage import _figures as coverage_figures
+from flows.benchmarks.drift import SIZES
+from flows.benchmarks.drift import _figures as drift_figures
 from flows.benchmarks.gate import draw_users
 from flows.benchmarks.sessions import mean_figure, mixture_parts, tune_weights
 from flows.benchmarks.speed import PublishedLayout, _write_table, normalized_bootstrap
@@ -147,9 +149,29 @@ def test_a_log_of_the_mdp_is_that_of_the_configurations_seed(tmp_path: Path) -> 
 def test_a_skipped_figure_says_why_and_shows_no_number() -> None:
     figure = Figure(value=math.nan, unit="times", target="at least 10", skipped="no peer")
 
-    written = table(Document(name="speed", figures={"ratio": figure}, budget="", lineage={"code": "c"}))
+    written = section(Document(name="speed", figures={"ratio": figure}, budget="", lineage={"code": "c"}))
 
     assert "| ratio | skipped: no peer | times | at least 10 |  |" in written
+
+
+def test_the_shifts_of_the_drift_benchmark_stand_in_a_row_for_each_kind() -> None:
+    def weeks(*hours: float) -> list[dict[str, float]]:
+        return [{"hours": one, "tests": 18.0} | ({"panel.reward": 1.0} if one < math.inf else {}) for one in hours]
+
+    shifted = {(kind, size): weeks(math.inf, math.inf, 8.0) for kind, sizes in SIZES.items() for size in sizes}
+    shifted["taste", 0.5] = weeks(4.0, 12.0, 4.0)
+    figures = drift_figures(
+        weeks(math.inf, math.inf), shifted, {"requests": 1e6, "seconds": 61.0, "gigabytes": 0.8}
+    )  # fmt: skip
+
+    written = section(Document(name="drift", figures=figures, budget="", lineage={"code": "c"}))
+
+    assert "| stable.false_alarms | 0 (0 to 0.8419) | share of 2 stable weeks | at most 0.05 | yes |" in written
+    assert "1,000,000 requests of an imported log | at most 60 | **missed** |" in written
+    # Where most weeks are silent there is no median of the hours.
+    taste = "| taste | tastes turn, share of half a circle | 0.1: 33% | 0.25: 33% | 0.5: 100%, 4 h | reward 100% |"
+    assert taste in written
+    assert not any("taste." in line for line in written.splitlines())
 
 
 def test_the_published_layout_is_the_same_sessions_with_work_for_every_padded_place(storefront_log: Log) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 from click.testing import Result
 from shop_traffic import MANY_USERS, release_since, write_traffic
@@ -15,7 +16,11 @@ from components.interactions.log import InteractionLog
 from components.interactions.traffic import first_feedback, requests_by_window
 from components.policies.policy_folder import StoredPolicy
 from flows.command_line import app
-from flows.drift_monitoring import DriftLook, read_looks
+from flows.config import load_config
+from flows.drift_monitoring import DriftLook, forget_looks, keep_look, look_and_keep, read_looks
+from flows.forgetting import forget
+from flows.settings import PlatformSettings
+from monitoring.traffic_watch import WatchConfig
 
 DAY = timedelta(days=1)
 NOW = datetime.now(UTC)
@@ -103,9 +108,9 @@ def test_stable_days_do_not_ring_and_the_next_look_has_less_to_spend(
     }  # fmt: skip
     assert first["n_before"] > 3 * first["n_requests"] > 0
     assert 0 < second["level"] < 0.01 < first["level"] <= 0.05
-    history = read_looks(place / "home", "shop")
-    assert [look.level for look in history] == [first["level"], second["level"]]
-    assert history[0] == DriftLook.model_validate(first)
+    history = list(read_looks(place / "home", "shop"))
+    assert [look.level for look in history] == [second["level"], first["level"]]
+    assert history[1] == DriftLook.model_validate(first)
     from evidently.ui.workspace import Workspace
 
     space = Workspace.create(str(place / "home" / "evidently"))
@@ -134,6 +139,66 @@ def test_a_bad_day_rings_on_every_panel_that_it_touches(
         (column["moved"] for column in seen["columns"]), reverse=True
     )
     assert "tests found a move" in call(*arguments).output
+
+
+def test_looks_beyond_the_newest_are_deleted_but_never_those_of_the_week(tmp_path: Path) -> None:
+    def look(hours_ago: float) -> DriftLook:
+        return DriftLook(
+            loop="shop", seen_at=NOW - timedelta(hours=hours_ago), champion=None, weekly_false_alarms=0.05
+        )  # fmt: skip
+
+    # Every two hours for 50 days, then every quarter of an hour for four.
+    for number in range(600):
+        keep_look(tmp_path, look(96 + 2 * number))
+    for number in range(384):
+        keep_look(tmp_path, look(number / 4))
+    forget_looks(tmp_path, look(0))
+    kept = list(read_looks(tmp_path, "shop"))
+    assert len(kept) == 500 and kept[0] == look(0) and kept[-1] == look(96 + 2 * 115)
+    # Every minute for half a day: all of them are the week's, and with them 500 of older ones go.
+    for number in range(720):
+        keep_look(tmp_path, look(number / 60 + 1 / 120))
+    forget_looks(tmp_path, look(0))
+    kept = list(read_looks(tmp_path, "shop"))
+    assert len(kept) == 384 + 720 + 37 and kept[-1] == look(168)
+
+
+def test_a_look_reads_no_further_back_than_the_last_that_judged(
+    days: Path, place: Path, stored: StoredPolicy, policy_tag: str
+) -> None:
+    copy_of(days, place)
+    arguments = (*SMALL, "--path", str(place / "interactions.db"))
+    done(*arguments)
+    (place / "home" / "drift" / "shop" / "20250101T000000.000000Z.json").write_text("no look at all")
+    assert done(*arguments)["level"] < 0.01
+
+
+def test_the_first_days_are_read_once_until_a_user_is_forgotten(
+    days: Path, place: Path, stored: StoredPolicy, policy_tag: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = copy_of(days, place)
+    write_traffic(log, stored, policy_tag, NOW - DAY, NOW, seed=1)
+    monkeypatch.setenv("SLATELOOP_DATABASE", str(log.engine.url))
+    config, watch = load_config(None, [], "log"), WatchConfig(min_users=100, baseline_days=2)
+    first = look_and_keep(config, None, watch, NOW)
+    (kept,) = (place / "home" / "stages" / "first-days-shop").iterdir()
+    users = pl.read_parquet(kept / "users.parquet")["user_id"]
+    assert first.n_before > 1_000 and users.n_unique() == len(users) > 100
+    # Rows that were too old are gone from the log alone.
+    half = NOW - 4 * DAY
+    assert CliRunner().invoke(app, ["forget", "--older-than", half.isoformat()]).exit_code == 0
+    again = look_and_keep(config, None, watch, NOW)
+    assert again.n_before == first.n_before
+    assert {one.column: one.p_value for one in again.columns if one.against == "first days"} == pytest.approx(
+        {one.column: one.p_value for one in first.columns if one.against == "first days"}
+    )
+    # Another baseline takes the place of what was kept, and the log holds half of it now.
+    other = look_and_keep(config, None, watch.model_copy(update={"baseline_days": 2.5}), NOW)
+    (kept_now,) = (place / "home" / "stages" / "first-days-shop").iterdir()
+    assert kept_now != kept and 0 < other.n_before < first.n_before
+    someone = pl.read_parquet(kept_now / "users.parquet")["user_id"][0]
+    forgotten = forget(str(log.engine.url), [someone], PlatformSettings())
+    assert forgotten.whole and forgotten.stages == 1 and not kept_now.exists()
 
 
 def test_the_log_tells_volume_and_delay_without_an_import(days: Path, policy_tag: str) -> None:
