@@ -14,7 +14,7 @@ from components.errors import InputError
 from components.interactions.importers import interaction_log
 from components.interactions.log import InteractionLog
 from components.interactions.log_folder import discard_folder
-from components.interactions.stored_copies import staging_file
+from components.interactions.stored_copies import write_whole
 from components.interactions.traffic import first_feedback, requests_by_window
 from flows.champion_origin import Origin, find_origin
 from flows.config import LoopConfig, interaction_database
@@ -377,15 +377,11 @@ def keep_look(home: Path, seen: DriftLook) -> Path:
         InputError: it cannot be written.
     """
     file = home / LOOKS / seen.loop / _name_of(seen.seen_at)
-    staging = staging_file(file)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        staging.write_text(seen.model_dump_json(indent=2) + "\n")
-        staging.replace(file)
+        write_whole(file, seen.model_dump_json(indent=2) + "\n")
     except OSError as error:
         raise InputError(f"{file}: cannot be written: {error.strerror}; set SLATELOOP_HOME") from None
-    finally:
-        staging.unlink(missing_ok=True)
     return file
 
 

@@ -12,7 +12,7 @@ from components.experiment.gate import Decision
 from components.experiment.live_ab import CHALLENGER, CHAMPION, LiveSessions, live_ab, proven_harm
 from components.interactions.importers import interaction_log
 from components.interactions.log import InteractionLog
-from components.interactions.stored_copies import staging_file
+from components.interactions.stored_copies import write_whole
 from flows.config import LoopConfig, interaction_database
 from services.policy_store import load_gate_record, load_lineage
 from services.releases import MAX_REASON, Release, ReleaseChangedError, Releases
@@ -167,11 +167,7 @@ def write_report(report: AbReport, file: Path) -> None:
     """
     if report.result is None:
         raise InputError(f"{file}: there is no result to write: {report.verdict()}")
-    staging = staging_file(file)
     try:
-        staging.write_text(report.result.model_dump_json(indent=2) + "\n")
-        staging.replace(file)
+        write_whole(file, report.result.model_dump_json(indent=2) + "\n")
     except OSError as error:
         raise InputError(f"{file}: cannot be written: {error.strerror}") from None
-    finally:
-        staging.unlink(missing_ok=True)

@@ -25,6 +25,7 @@ from components.errors import InputError
 from components.interactions.contract import Evidence, Manifest, reward_per_position
 from components.interactions.log import user_digest
 from components.interactions.log_folder import Log, replace_folder
+from components.interactions.stored_copies import staging_file, write_whole
 from components.interactions.vocabulary import FIRST_ITEM, FeatureCode, Vocabulary
 
 MAX_REFERENCE_ROWS = 20_000
@@ -183,10 +184,10 @@ def write_drift_reference(log: Log, vocabulary: Vocabulary, out: Path, seed: int
     )
     out.mkdir(parents=True, exist_ok=True)
     for name, table in ((OWNERS, pl.concat(owners)), (REFERENCE, sample)):
-        staging = _staging(out / name)
+        staging = staging_file(out / name)
         table.write_parquet(staging)
         staging.replace(out / name)
-    _write_text(out / DESCRIPTION, description.model_dump_json(indent=2) + "\n")
+    write_whole(out / DESCRIPTION, description.model_dump_json(indent=2) + "\n")
     return out / REFERENCE
 
 
@@ -250,7 +251,7 @@ def drift_report(reference: pl.DataFrame, current: pl.DataFrame, out: Path, *, t
         columns=columns,
         drifted_share=sum(column.drifted for column in columns) / len(columns),
     )
-    _write_text(out / "drift.json", summary.model_dump_json(indent=2) + "\n")
+    write_whole(out / "drift.json", summary.model_dump_json(indent=2) + "\n")
     return summary
 
 
@@ -275,7 +276,7 @@ def _evidently_scores(
             Dataset.from_pandas(reference.select(columns).to_pandas(), data_definition=definition),
         )
     out.mkdir(parents=True, exist_ok=True)
-    staging = _staging(out / "drift.html")
+    staging = staging_file(out / "drift.html")
     snapshot.save_html(str(staging))
     staging.replace(out / "drift.html")
     metrics = json.loads(snapshot.json())["metrics"]
@@ -289,13 +290,3 @@ def _evidently_scores(
 
 def _kinds(frame: pl.DataFrame) -> dict[str, Kind]:
     return {name: "numeric" if dtype.is_numeric() else "categorical" for name, dtype in frame.schema.items()}
-
-
-def _staging(path: Path) -> Path:
-    return path.with_name(f".{uuid4().hex[:8]}.{path.name}")
-
-
-def _write_text(path: Path, text: str) -> None:
-    staging = _staging(path)
-    staging.write_text(text)
-    staging.replace(path)
