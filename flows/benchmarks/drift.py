@@ -67,7 +67,7 @@ from monitoring.traffic_watch import (
     read_traffic,
 )
 
-BUDGET = Budget(full=45, quick=5)
+BUDGET = Budget(full=30, quick=5)
 #: What its results depend on beside the library.
 SOURCES = ("monitoring",)
 NAME = "champion"
