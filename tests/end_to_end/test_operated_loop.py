@@ -24,11 +24,12 @@ from timeline import Timeline
 BY_ITSELF = """
 [release]
 canary_share = 0.5
-planned_sessions = 9000
+planned_sessions = 12000
 promote = true
 """
-N_USERS = 3_000
-SHIFT = "source.taste_shift=0.75"
+#: Shoppers of the calm days, of whom a look needs 200, and of all others: a retraining learns mostly from these.
+FEW, MANY = 400, 4_000
+SHIFT = "source.taste_shift=0.5"
 ENDED = ("Completed", "Failed", "Crashed", "TimedOut", "Cancelled", "Skipped")
 
 
@@ -84,7 +85,7 @@ def test_drift_ends_in_a_new_champion_and_nobody_was_asked(
     assert place.call("release", "promote", "--policy", champion).code == 0
     with platform(place) as at:
         server = Server(f"{at['prefect']}/api")
-        shop = Shop(place, at["endpoint"], *tokens, n_users=N_USERS)
+        shop = Shop(place, at["endpoint"], *tokens, n_users=FEW)
         # The run of day one is in the same database.
         [day_one] = server.runs()
         timeline.begins(f"`slateloop up` answers everywhere; {champion} serves all")
@@ -99,9 +100,10 @@ def test_drift_ends_in_a_new_champion_and_nobody_was_asked(
         assert moved(calmly) <= {"delay"}, calmly
         timeline.add(f"`slateloop drift`: nothing that shoppers do moved in {len(calmly['columns'])} tests")
 
-        timeline.add("tastes turn by three quarters of half a circle")
+        timeline.add("tastes turn by a quarter of a circle, and more shoppers come")
+        shop.n_users = MANY
         shifted_at = datetime.now(UTC)
-        broken = timeline.visit(shop, 6, SHIFT)
+        broken = timeline.visit(shop, 8, SHIFT)
         assert broken["total"]["mean_reward"] < calm["total"]["mean_reward"]
         looked = ran(server, "drift-monitoring/shop", watch=watching(place, shifted_at))
         assert looked["state"]["name"] == "Completed", looked["state"]
