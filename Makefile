@@ -18,9 +18,9 @@ run: setup
 up: setup
 	$(BIN)/slateloop up
 
-# Two processes, each with whole files: a file's tests share its servers.
+# Two processes, each with whole files, whose tests share servers; the longest files come early as they stand.
 test: setup lint
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: setup
 	$(BIN)/pytest -m slow
