@@ -21,6 +21,8 @@ WEB = (
     "import sys; from http.server import HTTPServer, SimpleHTTPRequestHandler as Page\n"
     "HTTPServer(('127.0.0.1', int(sys.argv[1])), Page).serve_forever()"
 )
+#: Variable of the platforms that these tests start.
+STARTED_BY = "SLATELOOP_TESTS"
 #: A part that hears no SIGTERM, and whose child, in a session of its own, hears none either.
 STUBBORN = (
     "import signal, subprocess, sys, time\n"
@@ -39,7 +41,7 @@ def heard() -> list[str]:
 @pytest.fixture
 def platform(tmp_path: Path, heard: list[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Platform]:
     monkeypatch.setattr("flows.platform.GRACE_SECONDS", 1.0)
-    started = Platform(tmp_path / "platform", os.environ, heard.append)
+    started = Platform(tmp_path / "platform", os.environ | {STARTED_BY: str(os.getpid())}, heard.append)
     yield started
     started.stop()
 
@@ -61,13 +63,15 @@ def web(name: str = "web") -> Part:
 
 
 def marked() -> list[int]:
+    """Processes of these tests' platforms, and of nobody else's."""
     found = []
     for process in psutil.process_iter():
         try:
-            if MARK in process.environ():
-                found.append(process.pid)
+            variables = process.environ()
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue
+        if MARK in variables and variables.get(STARTED_BY) == str(os.getpid()):
+            found.append(process.pid)
     return found
 
 
@@ -155,7 +159,8 @@ def test_two_parts_do_not_share_a_port() -> None:
         require_free_ports([Part("prefect", [], port), Part("worker", [], port)])
 
 
-def test_the_command_line_names_a_taken_port() -> None:
+def test_the_command_line_names_a_taken_port(tmp_path: Path) -> None:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("SLATELOOP_", "BENTOML_"))}
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
@@ -163,7 +168,7 @@ def test_the_command_line_names_a_taken_port() -> None:
         ports = [f"--{name}-port={free_port()}" for name in ("prefect", "worker", "endpoint")]
         answer = subprocess.run(
             [sys.executable, "-m", "flows.command_line", "up", *ports, f"--evidently-port={port}"],
-            env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+            env=kept | {"PYTHONPATH": str(Path(__file__).parents[2]), "SLATELOOP_HOME": str(tmp_path / "home")},
             capture_output=True,
             text=True,
         )
