@@ -48,7 +48,9 @@ class Timeline:
             page = server.next(page["next_page"])
         for release in releases:
             at = datetime.fromtimestamp(release["released_at"] / 1e6, UTC)
-            told = f"release {release['number']}, {release['action']}: {release['reason']}"
+            share = release["challenger_share"]
+            beside = f", {release['challenger']} {share:.3g} of the users" if release["challenger"] else ""
+            told = f"release {release['number']}, {release['action']}: {release['champion']} serves{beside or ' all'}"
             self.moments.append((at, "releases", f"release.{release['action']}", told))
 
     def _read_event(self, event: dict[str, Any]) -> None:
@@ -68,8 +70,8 @@ class Timeline:
             self.moments.append((at, "worker", name, f"`{flow}` is {state}"))
 
     def names(self, prefix: str) -> list[str]:
-        """Names of the events with a prefix, in their order."""
-        return [name for _, _, name, _ in sorted(self.moments) if name.startswith(prefix)]
+        """Names of the events with a prefix since the beginning, in their order."""
+        return [name for at, _, name, _ in sorted(self.moments) if at >= self.began and name.startswith(prefix)]
 
     def write(self, file: Path) -> None:
         """The timeline as a Markdown table, times counted from its beginning."""
