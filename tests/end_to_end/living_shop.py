@@ -7,33 +7,22 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from slateloop_process import Place
+from slateloop_process import FEW_SESSIONS, Place
 
 from components.environments import storefront
 from components.interactions.log_folder import Log
 from components.policies.policy_folder import StoredPolicy, load_policy
 
 #: Day one: a CEM that has hardly been tuned, so it explores, on a small log of the old system.
-DAY_ONE = """
+DAY_ONE = f"""
+{FEW_SESSIONS}
 [source]
 name = "storefront"
 n_sessions = 4000
 n_users = 4000
 n_items = 60
-[encoder]
-item_width = 8
-hidden_width = 16
 [user_model]
 max_epochs = 8
-[behavior]
-epochs = 1
-[adversarial]
-sessions = 100
-[trust]
-sessions = 100
-[reinforce]
-iterations = 2
-sessions = 50
 [cem]
 start = 2
 initial_deviation = 0.2
@@ -41,8 +30,6 @@ iterations = 1
 population = 8
 elite = 4
 sessions = 50
-[ab]
-sessions = 400
 """
 #: Every other day: the loop as it is, on what the endpoint logged; shoppers answer within seconds.
 LATER = """

@@ -32,13 +32,11 @@ STAGES = (
     "drift-reference",
 )
 
-#: A shop and budgets so small that the loop takes seconds; what it learns is worth nothing.
-LEARN_LITTLE = """
+#: Budgets of whatever takes longest, so small that it takes seconds.
+FEW_SESSIONS = """
 [encoder]
 item_width = 8
 hidden_width = 16
-[user_model]
-max_epochs = 1
 [behavior]
 epochs = 1
 [adversarial]
@@ -48,13 +46,19 @@ sessions = 100
 [reinforce]
 iterations = 2
 sessions = 50
+[ab]
+sessions = 400
+"""
+#: A shop and budgets so small that the loop takes seconds; what it learns is worth nothing.
+LEARN_LITTLE = f"""
+{FEW_SESSIONS}
+[user_model]
+max_epochs = 1
 [cem]
 iterations = 1
 population = 4
 elite = 2
 sessions = 50
-[ab]
-sessions = 400
 """
 SMALL_SHOP = """
 [source]

@@ -91,7 +91,7 @@ def _minutes(passed: Any) -> str:
 
 _TEXT = """# Drift to a new champion, by itself
 
-Recorded by `make timeline` (tests/end_to_end/test_operated_loop.py) on two slow cores: real processes, no mocks.
+Recorded by tests/end_to_end/test_operated_loop.py (`make timeline` records anew) on two slow cores by real processes.
 The shop is simulated and its clock runs fast: what takes weeks takes minutes, so runs that a schedule starts (drift
 hourly, the A/B daily) are asked for when their time has come. Nobody releases anything: `release.canary_share = 0.5`
 and `release.promote = true` leave that to the gate."""
