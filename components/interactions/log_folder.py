@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
 from uuid import uuid4
@@ -243,10 +244,12 @@ def _session_digests(part: pl.DataFrame) -> np.ndarray:
     return np.frombuffer(b"".join(hashlib.sha256(lines[a:b]).digest() for a, b in pairwise(bounds)), dtype="S32")
 
 
-def _lines(table: pl.DataFrame) -> bytes:
+def _lines(table: pl.DataFrame) -> memoryview:
     """One line of JSON for each row, its columns in the order of their names."""
+    lines = BytesIO()
     columns = sorted(table.columns)
-    return table.select(pl.col(column).cast(_exact(table.schema[column])) for column in columns).write_ndjson().encode()
+    table.select(pl.col(column).cast(_exact(table.schema[column])) for column in columns).write_ndjson(lines)
+    return lines.getbuffer()
 
 
 def _exact(dtype: pl.DataType) -> pl.DataType:

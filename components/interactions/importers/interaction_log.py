@@ -9,6 +9,7 @@ tombstone does not count.
 import json
 from collections.abc import Callable, Iterator
 from datetime import datetime
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -34,7 +35,9 @@ from components.interactions.importers._reading import ROW, collect, complete, i
 from components.interactions.log import CANDIDATE_LISTS, FEEDBACK, RECOMMENDATIONS, InteractionLog, microseconds
 from components.interactions.log_folder import Log, write_log
 
-ROWS_AT_A_TIME = 50_000
+_ROWS_PER_FILE = 50_000
+#: As few as Python's garbage collector does not look through while they are there: more take half as long again.
+_ROWS_AT_A_TIME = 500
 _MICROSECONDS = 60_000_000
 #: Name of an A/B in logs, with the number of the release that began it for the braces.
 EXPERIMENT = "release-{}"
@@ -137,7 +140,8 @@ def import_database(
             reward=config.reward,
         )
         sizes = collect(requests.group_by("session_id", maintain_order=True).agg(n_rows=pl.len()), spool.requests)
-        rows = _with_feedback(requests, spool, config, names, loop)
+        _with_feedback(requests, spool, config, names, loop).sink_parquet(spool.rows)
+        rows = pl.scan_parquet(spool.rows, row_index_name=ROW)
         parts = (complete(part, manifest) for part in in_parts(rows, sizes, spool.requests))
         return write_log(out, manifest, parts, catalog, spool.candidate_lists)
 
@@ -164,6 +168,7 @@ class _Spool:
     ) -> None:
         self.until = until
         self.requests, self.feedback = folder / "requests", folder / "feedback"
+        self.decoded, self.rows = folder / "decoded.parquet", folder / "rows.parquet"
         own = [RECOMMENDATIONS.c.loop == loop, RECOMMENDATIONS.c.shown_at <= microseconds(until)]
         if since is not None:
             own.append(RECOMMENDATIONS.c.shown_at >= microseconds(since))
@@ -224,11 +229,12 @@ def _dump(
     """Write what is kept of rows into Parquet files of a new folder; their number."""
     folder.mkdir()
     pl.DataFrame(schema=schema).write_parquet(folder / "part-00000.parquet")
-    n_rows = 0
-    chunks = connection.execution_options(yield_per=ROWS_AT_A_TIME).execute(rows).partitions()
-    for number, chunk in enumerate(chunks, 1):
-        part = kept(pl.DataFrame([tuple(row) for row in chunk], schema=schema, orient="row"))
-        part.write_parquet(folder / f"part-{number:05d}.parquet")
+    chunks = connection.execution_options(yield_per=_ROWS_AT_A_TIME).execute(rows).partitions()
+    frames = (pl.DataFrame(dict(zip(schema, zip(*chunk, strict=True), strict=True)), schema=schema) for chunk in chunks)
+    n_rows = n_files = 0
+    while block := list(islice(frames, _ROWS_PER_FILE // _ROWS_AT_A_TIME)):
+        part, n_files = kept(pl.concat(block)), n_files + 1
+        part.write_parquet(folder / f"part-{n_files:05d}.parquet")
         n_rows += part.height
     return n_rows
 
@@ -276,17 +282,20 @@ def _sessions(spool: _Spool, config: Config) -> pl.LazyFrame:
     end = pl.when(is_last).then(pl.when("ended").then(pl.lit("left")).otherwise(pl.lit("censored")))
     keys = keys.with_columns(session_end=end).select("request_id", "session_id", "step", "known_at", "session_end")
     strings = pl.List(pl.String)
-    return (
+    # Read many times: their JSON is decoded once.
+    (
         spool.shown()
         .drop("session_id")
-        .join(keys.lazy(), on="request_id")
+        .join(keys.lazy(), on="request_id", maintain_order="left")
         .with_columns(
             pl.col("candidates").str.json_decode(strings),
             pl.col("slate").str.json_decode(strings),
             pl.col("log_probs").str.json_decode(pl.List(pl.Float64)),
             pl.col("events").str.json_decode(EVENTS),
         )
+        .sink_parquet(spool.decoded)
     )
+    return pl.scan_parquet(spool.decoded)
 
 
 def _names(spool: _Spool) -> _Names:
@@ -324,32 +333,38 @@ def _distinct(rows: pl.LazyFrame, column: str, path: Path) -> Iterator[dict[str,
 def _with_feedback(requests: pl.LazyFrame, spool: _Spool, config: Config, names: _Names, loop: str) -> pl.LazyFrame:
     """The contract's rows: requests with what was heard of them within their window."""
     window = round(_MICROSECONDS * config.attribution_minutes)
+    numbers = {name: pl.List(pl.Float32) for name in names.signals}
+    of_request = {name: pl.Float32 for name in names.request_signals}
+    per_position = ("clicked", "purchased", *(f"signals.{name}" for name in names.signals))
+    per_request = tuple(f"request.{name}" for name in names.request_signals)
     heard = (
         spool.heard()
         .join(requests.select("request_id", "shown_at"), on="request_id")
         .filter(pl.col("received_at") <= pl.col("shown_at") + window)
-        .sort("request_id", "received_at")
+        .with_columns(
+            pl.col("clicked", "purchased").str.json_decode(pl.List(pl.Boolean)),
+            *([pl.col("signals").str.json_decode(pl.Struct(numbers))] if numbers else []),
+            *([pl.col("request_signals").str.json_decode(pl.Struct(of_request))] if of_request else []),
+        )
+        .select(
+            "request_id",
+            "received_at",
+            "clicked",
+            "purchased",
+            *(pl.col("signals").struct.field(name).alias(f"signals.{name}") for name in names.signals),
+            *(pl.col("request_signals").struct.field(name).alias(f"request.{name}") for name in names.request_signals),
+        )
     )
-    answers = pl.List(pl.Boolean)
-    numbers = {name: pl.List(pl.Float32) for name in names.signals}
-    of_request = {name: pl.Float32 for name in names.request_signals}
-    heard = heard.with_columns(
-        pl.col("clicked", "purchased").str.json_decode(answers),
-        *([pl.col("signals").str.json_decode(pl.Struct(numbers))] if numbers else []),
-        *([pl.col("request_signals").str.json_decode(pl.Struct(of_request))] if of_request else []),
-    )
-    positions = heard.select(
-        "request_id",
-        "clicked",
-        "purchased",
-        *(pl.col("signals").struct.field(name).alias(f"signals.{name}") for name in names.signals),
-    )
-    joined = requests
-    for column in ("clicked", "purchased", *(f"signals.{name}" for name in names.signals)):
+    # Most requests are heard of once: what was said stands, and nothing is to be put together.
+    words = collect(spool.heard().group_by("request_id").len(), spool.feedback)
+    often = pl.col("request_id").is_in(words.filter(pl.col("len") > 1)["request_id"].implode())
+    repeated = heard.filter(often).sort("request_id", "received_at")
+    merged = repeated.group_by("request_id").agg(pl.col(per_request).drop_nulls().last())
+    for column in per_position:
         # What was seen once stays seen; of other signals the newest word counts.
         told = pl.col(column).max() if column in ("clicked", "purchased") else pl.col(column).drop_nulls().last()
-        merged = (
-            positions.select("request_id", column)
+        answers = (
+            repeated.select("request_id", column)
             .drop_nulls(column)
             .with_columns(position=pl.int_ranges(pl.col(column).list.len()))
             .explode(column, "position")
@@ -359,13 +374,12 @@ def _with_feedback(requests: pl.LazyFrame, spool: _Spool, config: Config, names:
             .group_by("request_id", maintain_order=True)
             .agg(column)
         )
-        joined = joined.join(merged, on="request_id", how="left")
+        merged = merged.join(answers, on="request_id", how="left")
+    columns = ("request_id", *per_position, *per_request)
+    answered = pl.concat([heard.filter(~often).select(columns), merged.select(columns)])
+    joined = requests.join(answered, on="request_id", how="left", maintain_order="left")
     if of_request:
-        newest = heard.group_by("request_id").agg(
-            pl.col("request_signals").struct.field(name).drop_nulls().last().alias(f"request.{name}")
-            for name in of_request
-        )
-        joined = joined.join(newest, on="request_id", how="left").with_columns(
+        joined = joined.with_columns(
             request_signals=pl.struct(pl.col(f"request.{name}").alias(name) for name in of_request)
         )
     silence = pl.col("slate").list.eval(pl.lit(False if config.without_feedback == "none" else None, dtype=pl.Boolean))
