@@ -7,6 +7,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
@@ -227,16 +228,19 @@ def _conform(frame: pl.DataFrame, schema: pl.Schema, where: str) -> pl.DataFrame
 def content_digest(log: Log) -> str:
     """SHA-256 of the log's values: the same rows give it whatever their order and however they are cut into files.
 
-    It is made of the sessions' digests in ascending order, so that no more than one part is held in memory.
+    It is made of the sessions' digests in ascending order, so that no more than two parts are held in memory.
     """
     digest = hashlib.sha256(str(sorted(log.manifest.schema().items())).encode())
-    digest.update(np.sort(np.concatenate([_session_digests(part) for part in log.parts()])).tobytes())
+    with ThreadPoolExecutor(2) as pool:
+        sessions = list(pool.map(_session_digests, log.part_paths))
+    digest.update(np.sort(np.concatenate(sessions)).tobytes())
     for table in (log.items().sort("item_id"), log.candidate_table().sort("candidates_digest")):
         digest.update(hashlib.sha256(_lines(table)).digest())
     return digest.hexdigest()
 
 
-def _session_digests(part: pl.DataFrame) -> np.ndarray:
+def _session_digests(part_path: Path) -> np.ndarray:
+    part = pl.read_parquet(part_path)
     lines = _lines(part)
     ends = np.flatnonzero(np.frombuffer(lines, dtype=np.uint8) == ord("\n")) + 1
     last_rows = part["session_id"].rle().struct.field("len").cum_sum().to_numpy() - 1

@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 import polars as pl
 import sqlalchemy as sa
 
-from components.interactions.log import FEEDBACK, RECOMMENDATIONS, InteractionLog, microseconds
+from components.interactions.log import FEEDBACK, RECOMMENDATIONS, InteractionLog, frames_of, microseconds
 
 
 @dataclass(frozen=True)
@@ -65,15 +65,14 @@ def first_feedback(log: InteractionLog, loop: str, since: datetime, until: datet
     shown, heard = RECOMMENDATIONS.c, FEEDBACK.c
     waited = heard.received_at - shown.shown_at
     rows = (
-        sa.select(heard.request_id, sa.func.min(waited))
+        sa.select(heard.request_id, waited)
         .join_from(FEEDBACK, RECOMMENDATIONS, shown.request_id == heard.request_id)
         .where(
             shown.loop == loop, shown.shown_at >= microseconds(since), shown.shown_at <= microseconds(until),
             heard.received_at <= microseconds(until), waited <= within // timedelta(microseconds=1),
         )
-        .group_by(heard.request_id)
     )  # fmt: skip
+    schema = {"request_id": pl.String, "waited": pl.Int64}
     with log.reading() as connection:
-        found = [tuple(row) for row in connection.execute(rows)]
-    frame = pl.DataFrame(found, schema={"request_id": pl.String, "waited": pl.Int64}, orient="row")
-    return frame.select("request_id", feedback_seconds=pl.col("waited") / 1e6)
+        found = pl.concat([pl.DataFrame(schema=schema), *frames_of(connection, rows, schema)])
+    return found.group_by("request_id", maintain_order=True).agg(feedback_seconds=pl.col("waited").min() / 1e6)

@@ -32,12 +32,17 @@ from components.interactions.contract import (
 )
 from components.interactions.deletion import forgotten_users
 from components.interactions.importers._reading import ROW, collect, complete, in_parts, scan
-from components.interactions.log import CANDIDATE_LISTS, FEEDBACK, RECOMMENDATIONS, InteractionLog, microseconds
+from components.interactions.log import (
+    CANDIDATE_LISTS,
+    FEEDBACK,
+    RECOMMENDATIONS,
+    InteractionLog,
+    frames_of,
+    microseconds,
+)
 from components.interactions.log_folder import Log, write_log
 
-_ROWS_PER_FILE = 50_000
-#: As few as Python's garbage collector does not look through while they are there: more take half as long again.
-_ROWS_AT_A_TIME = 500
+_FRAMES_PER_FILE = 100
 _MICROSECONDS = 60_000_000
 #: Name of an A/B in logs, with the number of the release that began it for the braces.
 EXPERIMENT = "release-{}"
@@ -140,7 +145,7 @@ def import_database(
             reward=config.reward,
         )
         sizes = collect(requests.group_by("session_id", maintain_order=True).agg(n_rows=pl.len()), spool.requests)
-        _with_feedback(requests, spool, config, names, loop).sink_parquet(spool.rows)
+        _with_feedback(requests, spool, config, names, loop).sink_parquet(spool.rows, compression="lz4")
         rows = pl.scan_parquet(spool.rows, row_index_name=ROW)
         parts = (complete(part, manifest) for part in in_parts(rows, sizes, spool.requests))
         return write_log(out, manifest, parts, catalog, spool.candidate_lists)
@@ -229,10 +234,9 @@ def _dump(
     """Write what is kept of rows into Parquet files of a new folder; their number."""
     folder.mkdir()
     pl.DataFrame(schema=schema).write_parquet(folder / "part-00000.parquet")
-    chunks = connection.execution_options(yield_per=_ROWS_AT_A_TIME).execute(rows).partitions()
-    frames = (pl.DataFrame(dict(zip(schema, zip(*chunk, strict=True), strict=True)), schema=schema) for chunk in chunks)
+    frames = frames_of(connection, rows, schema)
     n_rows = n_files = 0
-    while block := list(islice(frames, _ROWS_PER_FILE // _ROWS_AT_A_TIME)):
+    while block := list(islice(frames, _FRAMES_PER_FILE)):
         part, n_files = kept(pl.concat(block)), n_files + 1
         part.write_parquet(folder / f"part-{n_files:05d}.parquet")
         n_rows += part.height
@@ -251,24 +255,26 @@ def _sessions(spool: _Spool, config: Config) -> pl.LazyFrame:
     )
     keys = collect(spool.shown().select("request_id", "user_id", "session_id", "shown_at"), spool.requests)
     keys = keys.sort("user_id", "session_id", "shown_at", "request_id")
-    pause = pl.col("shown_at").diff().over("user_id", "session_id").fill_null(0) > gap
-    visit = (pause & pl.col("session_id").is_null()).cum_sum().over("user_id", "session_id")
+    # Sorted: what belongs together is numbered, and numbers are compared sooner than names.
+    keys = keys.with_columns(named=pl.struct("user_id", "session_id").rle_id())
+    pause = pl.col("shown_at").diff().over("named").fill_null(0) > gap
+    visit = (pause & pl.col("session_id").is_null()).cum_sum().over("named")
     # A user's own name for a session may be another user's too.
     keys = keys.with_columns(
         session_id=pl.when(pl.col("session_id").is_null())
         .then(pl.format("{}/visit-{}", "user_id", visit))
         .otherwise(pl.format("{}/named-{}", "user_id", "session_id"))
-    )
+    ).with_columns(session=pl.col("session_id").rle_id())
     told = spool.heard().filter("left").select("request_id", "received_at").collect()
     told = told.group_by("request_id").agg(told_left=pl.col("received_at").min())
     keys = keys.join(told, on="request_id", how="left", maintain_order="left")
-    place = pl.int_range(pl.len(), dtype=pl.Int32).over("session_id")
-    last = place == pl.len().over("session_id") - 1
+    place = pl.int_range(pl.len(), dtype=pl.Int32).over("session")
+    last = place == pl.len().over("session") - 1
     told_left = last & (pl.col("told_left") <= pl.col("shown_at") + window).fill_null(False)
     paused = last & ~told_left & (log_end - pl.col("shown_at") >= gap)
     keys = keys.with_columns(
         step=place,
-        closed=((pl.col("shown_at") + window) <= log_end).cum_min().over("session_id"),
+        closed=((pl.col("shown_at") + window) <= log_end).cum_min().over("session"),
         ended=told_left | paused,
         # That a pause ended a session is known only after it.
         known_at=pl.col("shown_at") + pl.when(paused).then(max(gap, window)).otherwise(window),
@@ -278,7 +284,7 @@ def _sessions(spool: _Spool, config: Config) -> pl.LazyFrame:
             "the interaction log holds no request whose attribution window is over; wait, or make "
             f"source.attribution_minutes = {config.attribution_minutes:g} smaller"
         )
-    is_last = pl.col("step") == pl.col("step").max().over("session_id")
+    is_last = pl.col("step") == pl.col("step").max().over("session")
     end = pl.when(is_last).then(pl.when("ended").then(pl.lit("left")).otherwise(pl.lit("censored")))
     keys = keys.with_columns(session_end=end).select("request_id", "session_id", "step", "known_at", "session_end")
     strings = pl.List(pl.String)
@@ -293,7 +299,7 @@ def _sessions(spool: _Spool, config: Config) -> pl.LazyFrame:
             pl.col("log_probs").str.json_decode(pl.List(pl.Float64)),
             pl.col("events").str.json_decode(EVENTS),
         )
-        .sink_parquet(spool.decoded)
+        .sink_parquet(spool.decoded, compression="lz4")
     )
     return pl.scan_parquet(spool.decoded)
 

@@ -295,8 +295,8 @@ def test_a_log_of_many_parts_is_the_same_log(database: Path, monkeypatch: pytest
     recommended = [shown(f"r{n}", n % 7, user_id=f"u{n % 13}") for n in range(60)]
     pieces = [heard(f"r{n}", 8, clicked=(n % 2 == 0, False)) for n in range(0, 60, 3)]
     whole, _ = imported(database, [*recommended, LATER], pieces)
-    monkeypatch.setattr("components.interactions.importers.interaction_log._ROWS_AT_A_TIME", 3)
-    monkeypatch.setattr("components.interactions.importers.interaction_log._ROWS_PER_FILE", 7)
+    monkeypatch.setattr("components.interactions.importers.interaction_log._FRAMES_PER_FILE", 2)
+    monkeypatch.setattr("components.interactions.log.ROWS_AT_A_TIME", 3)
     monkeypatch.setattr("components.interactions.importers._reading.ROWS_PER_PART", 10)
     parts = import_log(Config(), database, database.parent / "parts", "shop")
     assert len(parts.part_paths) > 3
