@@ -14,5 +14,14 @@ class TensorRecord:
         """The rows that an index or a mask names."""
         return type(self)(**{name: None if value is None else value[index] for name, value in self._tensors().items()})
 
+    def replaced(self, index: Tensor, rows: Self) -> Self:
+        """A copy in which the rows at an index are others."""
+        return type(self)(
+            **{
+                name: None if value is None else value.index_copy(0, index, getattr(rows, name))
+                for name, value in self._tensors().items()
+            }
+        )
+
     def _tensors(self) -> dict[str, Tensor | None]:
         return {field.name: getattr(self, field.name) for field in fields(self)}
