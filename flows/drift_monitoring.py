@@ -48,8 +48,6 @@ from monitoring.workspace import KEPT_LOOKS, add_look
 from services.policy_store import load_model
 from services.releases import Release, Releases
 
-#: Sessions that had begun so long before a span are known to be cut by its beginning.
-EARLIER = timedelta(days=1)
 #: Folders of the home: the history of looks, and Evidently's workspace.
 LOOKS, WORKSPACE = "drift", "evidently"
 #: What the first days' columns depend on beside the log and the lock.
@@ -344,7 +342,12 @@ class _Reader:
         with TemporaryDirectory() as scratch:
             try:
                 log = interaction_log.import_database(
-                    self._source, url, Path(scratch) / "log", self._loop, until=known, since=since - EARLIER
+                    self._source,
+                    url,
+                    Path(scratch) / "log",
+                    self._loop,
+                    until=known,
+                    since=since - interaction_log.EARLIER,
                 )
             except interaction_log.NothingLoggedError:
                 return None

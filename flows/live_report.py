@@ -1,6 +1,6 @@
 """The A/B of a running canary: analysed from the interaction log, judged by the gate, guarded."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -16,9 +16,6 @@ from components.interactions.stored_copies import write_whole
 from flows.config import LoopConfig, interaction_database
 from services.policy_store import load_gate_record, load_lineage
 from services.releases import MAX_REASON, Release, ReleaseChangedError, Releases
-
-#: Sessions that had begun so long before the release are known to be cut by it.
-EARLIER = timedelta(days=1)
 
 
 class AbReport(BaseModel):
@@ -107,7 +104,7 @@ def analyze_release(config: LoopConfig, path: Path | None = None) -> AbReport:
                 Path(scratch) / "log",
                 config.loop,
                 until=seen_at,
-                since=began - EARLIER,
+                since=began - interaction_log.EARLIER,
             )
         except interaction_log.NothingLoggedError:
             pass

@@ -8,7 +8,7 @@ tombstone does not count.
 
 import json
 from collections.abc import Callable, Iterator
-from datetime import datetime
+from datetime import datetime, timedelta
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -42,6 +42,8 @@ from components.interactions.log import (
 )
 from components.interactions.log_folder import Log, write_log
 
+#: What is imported before a span that is looked at: sessions that had begun so long before are known to be cut by it.
+EARLIER = timedelta(days=1)
 _FRAMES_PER_FILE = 100
 _MICROSECONDS = 60_000_000
 #: Name of an A/B in logs, with the number of the release that began it for the braces.
