@@ -103,7 +103,8 @@ def test_drift_ends_in_a_new_champion_and_nobody_was_asked(
         timeline.add("tastes turn by a quarter of a circle, and more shoppers come")
         shop.n_users = MANY
         shifted_at = datetime.now(UTC)
-        broken = timeline.visit(shop, 8, SHIFT)
+        # Enough of it that the calm days, which the run learns from too, do not make its world model too hopeful.
+        broken = timeline.visit(shop, 12, SHIFT)
         # A run takes the log to end with its last request: these few are cut, and not a seventh of all sessions.
         shop.n_users = 50
         shop.visit(1, SHIFT)
