@@ -1,11 +1,12 @@
-"""Deep deterministic policy gradient (Lillicrap et al., ICLR 2016): climb what a critic says of the policy's own actions.
+"""Deep deterministic policy gradient (Lillicrap et al., ICLR 2016): a policy climbs what a critic says of its actions.
 
     critic   minimise (Q(s, a) − y)²,   y = r + γ (1 − d) Q⁻(s′, μ⁻(s′))
     actor    maximise Q(s, μ(s))
     targets  θ⁻ ← θ⁻ + τ (θ − θ⁻),  of critic and actor
 
 over steps (s, a, r, s′, d) drawn from a replay, where d says that the session ended. Exploration is Gaussian noise.
-Output layers start at a tenth of their usual size, so that actions begin near the middle of the box.
+Output layers start at a tenth of their usual size, so that actions begin near the middle of the box; with LayerNorm its
+gains start uniform in (0, 1), as in the agent that is published with Virtual Taobao.
 
 Shape letters: B steps, S numbers of an observation, A of an action.
 """
@@ -47,8 +48,9 @@ class DdpgConfig(BaseModel):
     exploration: float = Field(default=0.2, ge=0, description="Deviation of the noise on actions while learning.")
 
 
-#: As published with Virtual Taobao: `virtualTB/ReinforcementLearning/{main,ddpg}.py` of github.com/eyounx/VirtualTaobao, which
-#: runs 1,000 sessions of 7.8 steps in the mean. There a batch has no step twice, and LayerNorm divides by n − 1.
+#: As published with Virtual Taobao: `main.py` and `ddpg.py` of github.com/eyounx/VirtualTaobao (virtualTB/
+#: ReinforcementLearning), which run 1,000 sessions of 7.8 steps in the mean. What differs: there no step is twice in a
+#: batch, and the deviation of LayerNorm divides by n − 1.
 PUBLISHED = DdpgConfig(
     steps=7_800,
     sessions=1,
@@ -98,7 +100,8 @@ class Ddpg:
         weights = torch.Generator().manual_seed(seed)
         actor = layers((observation_size, config.hidden, config.hidden, action_size), weights, norm=config.layer_norm)
         critic = Critic(observation_size, action_size, config.hidden, config.layer_norm, weights)
-        _start_small(actor[-1], critic.of_both[-1])
+        _start(actor, actor[-1], weights)
+        _start(critic, critic.of_both[-1], weights)
         self._actor, self._critic = actor.to(device), critic.to(device)
         self._target_actor = deepcopy(self._actor).requires_grad_(False)
         self._target_critic = deepcopy(self._critic).requires_grad_(False)
@@ -139,11 +142,13 @@ class Ddpg:
         soft_update(self._followers, [*self._actor_parameters, *self._critic_parameters], self._config.tau)
 
 
-def _start_small(*outputs: nn.Module) -> None:
-    with torch.no_grad():
-        for output in outputs:
-            for parameter in output.parameters():
-                parameter.mul_(0.1)
+@torch.no_grad()
+def _start(network: nn.Module, output: nn.Module, generator: torch.Generator) -> None:
+    for parameter in output.parameters():
+        parameter.mul_(0.1)
+    for module in network.modules():
+        if isinstance(module, nn.LayerNorm):
+            module.weight.uniform_(generator=generator)
 
 
 def train_ddpg(

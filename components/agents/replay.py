@@ -12,8 +12,8 @@ from components.environments.continuous import Transitions
 class Replay:
     """A ring of steps: once it is full, new ones take the place of the oldest.
 
-    A step is one row of one tensor, (observation, action, next observation, reward, ended), so that a sample is a single
-    gather; its parts are views.
+    A step is one row of one tensor, (observation, action, next observation, reward, ended), so that a sample is a
+    single gather; its parts are views.
 
     Args:
         capacity: steps N that are kept at most; 4 (2 S + A + 2) bytes each.
