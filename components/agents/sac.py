@@ -102,9 +102,8 @@ class Sac:
 
         with torch.no_grad():
             following = self._scaled_policy.act(next_observations, self.chance)
-            next_values = soft_value(
-                *self._target_critics(next_observations, following.actions), following.log_probs, temperature
-            )
+            first, second = self._target_critics(next_observations, following.actions)
+            next_values = soft_value(first, second, following.log_probs, temperature)
             targets = td_target(batch.rewards, batch.ended, next_values, self._config.gamma)
         first, second = self._critics(observations, batch.actions)
         critic_loss = functional.mse_loss(first, targets) + functional.mse_loss(second, targets)
@@ -113,7 +112,8 @@ class Sac:
         self._critic_optimizer.step()
 
         choice = self._scaled_policy.act(observations, self.chance)
-        actor_loss = -soft_value(*self._critics(observations, choice.actions), choice.log_probs, temperature).mean()
+        first, second = self._critics(observations, choice.actions)
+        actor_loss = -soft_value(first, second, choice.log_probs, temperature).mean()
         self._actor_optimizer.zero_grad()
         # Gradients of the critics' own weights would be thrown away.
         actor_loss.backward(inputs=self._actor_parameters)
