@@ -50,19 +50,23 @@ def reward_of_a_session(environment, act):
 
 
 @of_each_agent
-def test_it_finds_the_better_of_two_arms_in_4000_steps(agent):
+def test_it_finds_the_better_of_two_arms_in_2000_steps(agent):
     environment = TwoArms()
-    policy = trained(agent, environment, steps=4_000)
+    policy = trained(agent, environment, steps=2_000)
     assert (policy.mode(torch.ones(1, 1)) > 0).all()
 
 
 @of_each_agent
-def test_it_comes_near_the_best_gain_in_12000_steps(agent):
+def test_it_comes_near_the_best_gain_in_6000_steps(agent):
+    """The best gain costs 0.236 a session, doing nothing 6.75; 0.15 is 2 % of what there is to gain."""
     environment = LinearQuadratic()
     best = reward_of_a_session(environment, environment.best_action)
-    assert best == pytest.approx(-0.231, abs=0.01)
-    policy = trained(agent, environment, steps=12_000)
-    assert reward_of_a_session(environment, policy.mode) > 1.1 * best
+    assert best == pytest.approx(-0.236, abs=0.005)
+    assert reward_of_a_session(environment, torch.zeros_like) == pytest.approx(-6.75, abs=0.2)
+    # DDPG's critic starts near 0 and must first grow to costs of tens, before its actor leads where they are.
+    own = {"random_steps": 2_000, "critic_rate": 1e-2, "actor_rate": 5e-4} if agent == "ddpg" else {}
+    policy = trained(agent, environment, steps=6_000, gamma=0.5, **own)
+    assert reward_of_a_session(environment, policy.mode) > best - 0.15
 
 
 @of_each_agent
@@ -119,7 +123,7 @@ class StayOrLeave:
 
 @of_each_agent
 def test_nothing_is_expected_after_a_session_that_ended(agent):
-    policy = trained(agent, StayOrLeave(), steps=4_000)
+    policy = trained(agent, StayOrLeave(), steps=2_000)
     assert (policy.mode(torch.ones(1, 1)) < 0).all()
 
 
