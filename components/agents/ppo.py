@@ -139,13 +139,11 @@ def improve(
     begin_update: Callable[[], None],
 ) -> None:
     """Passes over the steps of an iteration, in minibatches that are shuffled anew for each."""
-    n = len(experience.log_probs)
     for _ in range(config.epochs):
-        # Rows are gathered once a pass; minibatches are views of them.
-        shuffled = experience.select(torch.randperm(n, generator=generator, device=generator.device))
+        order = torch.randperm(len(experience.log_probs), generator=generator, device=generator.device)
         log_ratios = []
-        for start in range(0, n, config.minibatch):
-            part = shuffled.select(slice(start, start + config.minibatch))
+        for rows in order.split(config.minibatch):
+            part = experience.select(rows)
             begin_update()
             optimizer.zero_grad()
             mean, log_deviation = policy.parameters_of(part.observations)
