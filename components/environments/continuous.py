@@ -78,6 +78,7 @@ class RunningSessions(Generic[State]):
         self._environment = environment
         self._generator = generator
         self._state = environment.reset(n_sessions, generator)
+        self._waiting, self._n_waiting = self._state, 0
         self.observations: Float[Tensor, "B S"] = environment.observe(self._state)
         """What the policy sees now."""
 
@@ -89,9 +90,17 @@ class RunningSessions(Generic[State]):
         after = self._environment.observe(state)
         left = torch.nonzero(outcome.ended)[:, 0]
         if len(left):
-            state = state.replaced(left, self._environment.reset(len(left), self._generator))
+            state = state.replaced(left, self._new_users(len(left)))
         self._state, self.observations = state, self._environment.observe(state)
         return Transitions(before, actions, outcome.rewards, after, outcome.ended)
+
+    def _new_users(self, n_users: int) -> State:
+        """The next of those who wait. They are opened many at a time: few cost almost as much."""
+        if self._n_waiting < n_users:
+            self._n_waiting = len(self.observations)
+            self._waiting = self._environment.reset(self._n_waiting, self._generator)
+        self._n_waiting -= n_users
+        return self._waiting.select(slice(self._n_waiting, self._n_waiting + n_users))
 
 
 @dataclass(frozen=True)
