@@ -7,7 +7,7 @@ several repeats, and a ratio is the median of the repeats' own ratios. Memory is
     coverage      how often such intervals hold the truth; obp resamples values that were normalised once
     generation    a thousand users at once in the world model, and the same networks one session at a time
     training      the loop's batches, and IRecGAN's: lists padded to 120, every session to the longest of its batch
-    continuous    Virtual Taobao and its agents beside the original's form and Stable-Baselines3 (`_continuous_speed.py`)
+    continuous    Virtual Taobao and its agents beside the original and Stable-Baselines3 (`_continuous_speed.py`)
     large logs    validation of 1 M requests; 10 M imported, validated and evaluated by the command line
 """
 
