@@ -88,19 +88,24 @@ class RunningSessions(Generic[State]):
         before = self.observations
         outcome, state = self._environment.step(self._state, actions, self._generator)
         after = self._environment.observe(state)
-        left = torch.nonzero(outcome.ended)[:, 0]
-        if len(left):
-            state = state.replaced(left, self._new_users(len(left)))
+        state = self._with_new_users(state, torch.nonzero(outcome.ended)[:, 0])
         self._state, self.observations = state, self._environment.observe(state)
         return Transitions(before, actions, outcome.rewards, after, outcome.ended)
 
-    def _new_users(self, n_users: int) -> State:
-        """The next of those who wait. They are opened many at a time: few cost almost as much."""
-        if self._n_waiting < n_users:
-            self._n_waiting = len(self.observations)
-            self._waiting = self._environment.reset(self._n_waiting, self._generator)
-        self._n_waiting -= n_users
-        return self._waiting.select(slice(self._n_waiting, self._n_waiting + n_users))
+    def _with_new_users(self, state: State, left: Int[Tensor, " L"]) -> State:
+        """The next of those who wait in the places of those who left.
+
+        As many as there are sessions are opened at a time: to open a few costs almost as much.
+        """
+        while len(left):
+            if not self._n_waiting:
+                self._n_waiting = len(self.observations)
+                self._waiting = self._environment.reset(self._n_waiting, self._generator)
+            n = min(len(left), self._n_waiting)
+            self._n_waiting -= n
+            state = state.replaced(left[:n], self._waiting.select(slice(self._n_waiting, self._n_waiting + n)))
+            left = left[n:]
+        return state
 
 
 @dataclass(frozen=True)

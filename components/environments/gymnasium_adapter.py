@@ -11,7 +11,7 @@ Sessions only ever terminate: nothing is truncated. Observations are the caller'
 Shape letters: B sessions, S numbers of an observation, A of an action.
 """
 
-from typing import Any, ClassVar, Generic, Protocol, runtime_checkable
+from typing import Any, Generic, Protocol, runtime_checkable
 
 import gymnasium
 import numpy as np
@@ -41,9 +41,8 @@ class GymnasiumEnvironment(gymnasium.Env[Float[np.ndarray, " S"], Float[np.ndarr
         environment: where they take place.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": []}
-
     def __init__(self, environment: BoundedEnvironment[State]) -> None:
+        self.metadata = {"render_modes": []}
         self.observation_space, self.action_space = _spaces(environment)
         self._environment = environment
         self._generator: torch.Generator | None = None
@@ -96,9 +95,8 @@ class GymnasiumVectorEnvironment(
         num_envs: sessions B at any time.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": [], "autoreset_mode": AutoresetMode.SAME_STEP}
-
     def __init__(self, environment: BoundedEnvironment[State], num_envs: int) -> None:
+        self.metadata = {"render_modes": [], "autoreset_mode": AutoresetMode.SAME_STEP}
         self.num_envs = num_envs
         self.single_observation_space, self.single_action_space = _spaces(environment)
         self.observation_space = batch_space(self.single_observation_space, num_envs)

@@ -243,8 +243,8 @@ def _forward(layers: "Layers | list[tuple[Tensor, Tensor]]", values: Float[Tenso
 
 
 def _draw(probabilities: Float[Tensor, "*B N"], generator: torch.Generator) -> Int[Tensor, "*B"]:
-    """One index of each row, by the inverse of its distribution function."""
-    upto = probabilities.cumsum(-1)
+    """One index of each row, by the inverse of its distribution function, which takes the probabilities' place."""
+    upto = probabilities.cumsum_(-1)
     point = torch.rand((*upto.shape[:-1], 1), generator=generator, device=upto.device)
     # Of the sum as it is: less than that even after rounding, so that nothing beyond the last is drawn.
     return torch.searchsorted(upto, point * upto[..., -1:], right=True).squeeze(-1)

@@ -8,6 +8,7 @@ updates       of DDPG, TD3 and SAC, networks 2 x 256, batches of 256, their samp
 """
 
 from collections.abc import Callable
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -89,7 +90,10 @@ def _stable_baselines3() -> Any:
 
 
 class OneUser:
-    """The simulator as the original steps it: one user, a call of each network, a draw of each head, numpy arrays."""
+    """The simulator as the original steps it: one user, a call of each network, a draw of each head, numpy arrays.
+
+    So is what it computes and throws away: graphs for gradients, the entropies of a user's groups, copies.
+    """
 
     def __init__(self, weights: Path) -> None:
         self._generator, self._leave, self._response = (
@@ -97,26 +101,30 @@ class OneUser:
         )
         self._open()
 
-    @torch.no_grad()
-    def step(self, action: Float[np.ndarray, " 27"]) -> Float[np.ndarray, " 91"]:
-        """Show a page; a user who leaves is followed by the next."""
-        user, page = torch.from_numpy(self._user)[None], torch.tensor([[float(self._page)]])
-        logits = self._response(torch.cat([user, page, torch.from_numpy(action)[None]], dim=1))
+    def step(self, action: Float[np.ndarray, " 27"]) -> tuple[Float[np.ndarray, " 91"], int, bool]:
+        """Show a page; observation, reward, and whether the user left. The next one follows at once."""
+        user, page = torch.FloatTensor(self._user)[None], torch.FloatTensor([[self._page]])
+        logits = self._response(torch.cat([user, page, torch.FloatTensor(action)[None]], dim=1))
         heads = logits[:, :CLICK_COUNTS], logits[:, CLICK_COUNTS:]
-        drawn = torch.cat([torch.multinomial(head.softmax(1), 1) for head in heads], dim=1).numpy()[0]
+        drawn = torch.cat([torch.multinomial(head.softmax(1), 1) for head in heads], dim=1).detach().numpy()[0]
         self._page += 1
-        if self._page >= self._n_pages:
+        self._seen, left = deepcopy(drawn), self._page >= self._n_pages
+        if left:
             self._open()
-        return np.concatenate([self._user, drawn, [self._page]])
+        return np.concatenate([self._user, drawn, [self._page]], axis=-1), int(drawn[0]), left
 
-    @torch.no_grad()
     def _open(self) -> None:
-        groups = self._generator(torch.rand(1, SEED_SIZE)).split(GROUPS, dim=1)
-        shares = (group.softmax(1) for group in groups)
-        one_hot = [torch.zeros_like(share).scatter_(1, torch.multinomial(share, 1), 1.0) for share in shares]
-        user = torch.cat(one_hot, dim=1)
+        logits = self._generator(torch.rand(1, SEED_SIZE)).split(GROUPS, dim=1)
+        shares, entropy = torch.FloatTensor([]), torch.zeros(())
+        for group in logits:
+            shares = torch.cat([shares, group.softmax(1)], dim=-1)
+            entropy = entropy - (group.log_softmax(1) * group.softmax(1)).sum(1).mean()
+        user = torch.FloatTensor([])
+        for share in shares.split(GROUPS, dim=1):
+            one_hot = torch.zeros_like(share).scatter_(1, torch.multinomial(share, 1), 1.0)
+            user = torch.cat([user, one_hot], dim=-1)
         self._n_pages = int(torch.multinomial(self._leave(user).softmax(1), 1))
-        self._user, self._page = user.numpy()[0], 0
+        self._user, self._page = user.squeeze().detach().numpy(), 0
 
 
 def _network(file: Path) -> nn.Sequential:
