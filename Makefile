@@ -36,10 +36,10 @@ screenshots: setup
 timeline: setup
 	$(BIN)/pytest -m slow tests/end_to_end/test_operated_loop.py -k sqlite --timeline docs/timeline.md
 
-# obp is installed beside the rest: its own pins reach none of ours.
+# The peers are installed beside the rest: their own pins reach none of ours.
 test-peers: setup
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev,peers]"
-	$(BIN)/pytest tests/evaluation/test_peers.py
+	$(BIN)/pytest tests/evaluation/test_peers.py tests/agents/test_peer_agents.py
 
 lint: setup
 	$(BIN)/ruff format --check

@@ -78,6 +78,7 @@ class RunningSessions(Generic[State]):
         self._environment = environment
         self._generator = generator
         self._state = environment.reset(n_sessions, generator)
+        self._waiting, self._n_waiting = self._state, 0
         self.observations: Float[Tensor, "B S"] = environment.observe(self._state)
         """What the policy sees now."""
 
@@ -87,11 +88,24 @@ class RunningSessions(Generic[State]):
         before = self.observations
         outcome, state = self._environment.step(self._state, actions, self._generator)
         after = self._environment.observe(state)
-        left = torch.nonzero(outcome.ended)[:, 0]
-        if len(left):
-            state = state.replaced(left, self._environment.reset(len(left), self._generator))
+        state = self._with_new_users(state, torch.nonzero(outcome.ended)[:, 0])
         self._state, self.observations = state, self._environment.observe(state)
         return Transitions(before, actions, outcome.rewards, after, outcome.ended)
+
+    def _with_new_users(self, state: State, left: Int[Tensor, " L"]) -> State:
+        """The next of those who wait in the places of those who left.
+
+        As many as there are sessions are opened at a time: to open a few costs almost as much.
+        """
+        while len(left):
+            if not self._n_waiting:
+                self._n_waiting = len(self.observations)
+                self._waiting = self._environment.reset(self._n_waiting, self._generator)
+            n = min(len(left), self._n_waiting)
+            self._n_waiting -= n
+            state = state.replaced(left[:n], self._waiting.select(slice(self._n_waiting, self._n_waiting + n)))
+            left = left[n:]
+        return state
 
 
 @dataclass(frozen=True)

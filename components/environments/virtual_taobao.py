@@ -19,7 +19,6 @@ box as they are, and seeds a global generator; here none of this is so.
 Shape letters: B users, H hidden units, R recent actions.
 """
 
-import pickle
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -38,7 +37,11 @@ USER_SIZE, ACTION_SIZE = sum(GROUPS), 27
 SEED_SIZE = 128
 #: Click counts 0 to 10, and page actions 0 to 9.
 CLICK_COUNTS, PAGE_ACTIONS = 11, 10
+HEADS = (CLICK_COUNTS, PAGE_ACTIONS)
 MAX_PAGES = 100
+#: Logits of the response reach 10⁵, of which float32 holds hundredths: only where one outcome is as probable as this
+#: in each head does that not show. Elsewhere, about one page in a hundred, they are computed in float64.
+SURE = 1.0 - 1e-6
 #: Items of a page, by which clicks are divided in a click-through rate.
 ITEMS_OF_A_PAGE = 10
 #: Files of the published weights, with the sizes of their layers.
@@ -59,7 +62,7 @@ class Repetition(BaseModel):
 
     recent: int = Field(default=4, ge=1, le=MAX_PAGES, description="Earlier actions to which a new one is compared.")
     threshold: float = Field(default=4.5, ge=0, description="Distance at which an action repeats an earlier one.")
-    max_pages: int = Field(default=MAX_PAGES, ge=1, description="Pages after which every session ends.")
+    max_pages: int = Field(default=MAX_PAGES, ge=1, le=MAX_PAGES, description="Pages after which every session ends.")
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,7 @@ class VirtualTaobao:
         device: where users step; generators must be of the same.
 
     Raises:
-        InputError: a file is missing, cannot be read, or holds a network of other sizes.
+        InputError: a file is missing, cannot be read, or holds another network.
     """
 
     observation_size = USER_SIZE + 3
@@ -101,15 +104,20 @@ class VirtualTaobao:
     def __init__(self, folder: Path, repetition: Repetition | None = None, device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)
         self.repetition = repetition
-        self._generator, self._leave, response = (read_layers(folder / name, self.device) for name in _LAYERS)
-        (first, bias), *self._response = response
-        self._of_user, self._of_page, self._of_action = (
-            part.T.contiguous() for part in first.split((USER_SIZE, 1, ACTION_SIZE), dim=1)
+        generator, self._leave, response = (read_layers(folder / name, self.device) for name in _LAYERS)
+        self._generator = _evened(generator, GROUPS)
+        response = _evened(response, HEADS)
+        self._exact_response = tuple((weight.double(), bias.double()) for weight, bias in response)
+        (first, self._first_bias), *self._response = response
+        # Transposed once, the user's part from that of page and action.
+        self._of_user, self._of_page_and_action = (
+            part.T.contiguous() for part in first.split((USER_SIZE, 1 + ACTION_SIZE), dim=1)
         )
-        self._first_bias = bias
-        self._group_starts = torch.tensor(GROUPS).cumsum(0).to(self.device) - torch.tensor(GROUPS).to(self.device)
+        sizes = torch.tensor(GROUPS, device=self.device)
+        self._group_starts = sizes.cumsum(0) - sizes
         largest = [1.0] * USER_SIZE + [CLICK_COUNTS - 1.0, PAGE_ACTIONS - 1.0, float(MAX_PAGES)]
         self.observation_scale: Float[Tensor, " 91"] = torch.tensor(largest, device=self.device)
+        self.observation_bounds = (torch.zeros_like(self.observation_scale), self.observation_scale)
 
     def reset(self, n_users: int, generator: torch.Generator) -> VirtualTaobaoState:
         """New users on their first page."""
@@ -118,8 +126,8 @@ class VirtualTaobao:
     def draw_users(self, n_users: int, generator: torch.Generator) -> Float[Tensor, "B 88"]:
         """Users of the simulator's population."""
         seeds = torch.rand(n_users, SEED_SIZE, generator=generator, device=self.device)
-        groups = _forward(self._generator, seeds).split(GROUPS, dim=1)
-        chosen = torch.stack([_draw(group.softmax(1), generator) for group in groups], dim=1)
+        groups = _forward(self._generator, seeds).view(n_users, len(GROUPS), max(GROUPS))
+        chosen = _draw(groups.softmax(2), generator)
         return torch.zeros(n_users, USER_SIZE, device=self.device).scatter(1, chosen + self._group_starts, 1.0)
 
     def open(self, users: Float[Tensor, "B 88"], generator: torch.Generator) -> VirtualTaobaoState:
@@ -146,35 +154,45 @@ class VirtualTaobao:
 
     def page(self, state: VirtualTaobaoState, actions: Float[Tensor, "B 27"]) -> Page:
         """What users do on their next page, as probabilities; actions are clipped to [-1, 1]."""
-        first = torch.addmm(state.user_part, actions.clamp(-1, 1), self._of_action)
-        first = torch.addcmul(first, state.observations[:, -1:], self._of_page)
-        logits = _forward(self._response, functional.leaky_relu(first))
+        clicks, page_action = self._heads(state, actions.clamp(-1, 1)).unbind(1)
+        return Page(clicks, page_action[:, :PAGE_ACTIONS])
+
+    def _heads(self, state: VirtualTaobaoState, shown: Float[Tensor, "B 27"]) -> Float[Tensor, "B 2 11"]:
+        """Probabilities of clicks and of page actions, the latter with an eleventh that never happens."""
+        page_and_action = torch.cat([state.observations[:, -1:], shown], dim=1)
+        first = torch.addmm(state.user_part, page_and_action, self._of_page_and_action)
+        logits = _forward(self._response, functional.leaky_relu(first, inplace=True))
         # One soft-max a head: a maximum that both share makes the other's probabilities vanish.
-        return Page(logits[:, :CLICK_COUNTS].softmax(1), logits[:, CLICK_COUNTS:].softmax(1))
+        heads = logits.view(len(shown), len(HEADS), max(HEADS)).softmax(2)
+        unsure = torch.nonzero(heads.amax(2).amin(1) < SURE)[:, 0]
+        if len(unsure):
+            inputs = torch.cat([state.observations[unsure, :USER_SIZE], page_and_action[unsure]], dim=1)
+            exact = _forward(self._exact_response, inputs.double()).view(len(unsure), len(HEADS), max(HEADS))
+            heads = heads.index_copy(0, unsure, exact.softmax(2).float())
+        return heads
 
     def step(
         self, state: VirtualTaobaoState, actions: Float[Tensor, "B 27"], generator: torch.Generator
     ) -> tuple[Outcome, VirtualTaobaoState]:
         """Show a page to each user."""
-        page = self.page(state, actions)
-        clicks, page_action = _draw(page.clicks, generator).float(), _draw(page.page_action, generator).float()
-        index = state.observations[:, -1] + 1
-        ended = index >= state.pages
+        shown = actions.clamp(-1, 1)
+        drawn = _draw(self._heads(state, shown), generator).float()
+        index = state.observations[:, -1:] + 1
+        ended = index[:, 0] >= state.pages
         recent = state.recent
         if self.repetition is not None:
-            shown = actions.clamp(-1, 1)[:, None]
-            nearest = (shown - recent).square().sum(2).amin(1).sqrt()
+            nearest = (shown[:, None] - recent).square().sum(2).amin(1).sqrt()
             ended = ended | (nearest <= self.repetition.threshold)
-            recent = torch.cat([shown, recent[:, :-1]], dim=1)
-        seen = torch.cat([state.observations[:, :-3], torch.stack([clicks, page_action, index], dim=1)], dim=1)
-        return Outcome(clicks, ended), replace(state, observations=seen, recent=recent)
+            recent = torch.cat([shown[:, None], recent[:, :-1]], dim=1)
+        seen = torch.cat([state.observations[:, :USER_SIZE], drawn, index], dim=1)
+        return Outcome(drawn[:, 0], ended), replace(state, observations=seen, recent=recent)
 
 
 def read_layers(file: Path, device: torch.device | str = "cpu") -> Layers:
     """One of the published networks.
 
     Raises:
-        InputError: the file is missing, cannot be read, or holds a network of other sizes.
+        InputError: the file is missing, cannot be read, or holds other tensors, sizes or numbers than a network's.
     """
     sizes = _LAYERS[file.name]
     names = [f"{2 * number}.{part}" for number in range(len(sizes) - 1) for part in ("weight", "bias")]
@@ -184,10 +202,11 @@ def read_layers(file: Path, device: torch.device | str = "cpu") -> Layers:
         raise InputError(
             f"{file}: no such file; expected the published weights of Virtual Taobao: {', '.join(_LAYERS)}"
         ) from None
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise InputError(f"{file}: cannot be read as weights: {str(error).splitlines()[0]:.200}") from None
-    if not isinstance(tensors, dict) or sorted(tensors) != sorted(names):
-        seen = sorted(tensors) if isinstance(tensors, dict) else type(tensors).__name__
+    except Exception as error:
+        # Damaged bytes lead the reader anywhere: index, struct, Unicode and assertion errors were all seen.
+        raise InputError(f"{file}: cannot be read as weights: {f'{error!r}'.splitlines()[0]:.200}") from None
+    if not isinstance(tensors, dict) or {*tensors} != {*names} or not all(map(torch.is_tensor, tensors.values())):
+        seen = [*map(str, tensors)] if isinstance(tensors, dict) else type(tensors).__name__
         raise InputError(f"{file}: holds {seen!s:.200}; expected the tensors {names}")
     layers = tuple(
         (tensors[weight].float(), tensors[bias].float()) for weight, bias in zip(names[::2], names[1::2], strict=True)
@@ -199,19 +218,33 @@ def read_layers(file: Path, device: torch.device | str = "cpu") -> Layers:
                 f"{file}: layer {number} has weights {tuple(weight.shape)} and biases {tuple(bias.shape)}; "
                 f"expected {(outward, inward)} and {(outward,)}"
             )
+        if not (weight.isfinite().all() and bias.isfinite().all()):
+            raise InputError(f"{file}: layer {number} holds NaN or infinity; expected finite weights and biases")
     return layers
+
+
+def _evened(layers: Layers, sizes: tuple[int, ...]) -> Layers:
+    """A network whose last layer names options of several soft-maxes, each filled up to the largest one's size.
+
+    What is filled in has the logit -inf: it is never drawn, and one tensor (B, soft-maxes, options) holds them all.
+    """
+    *hidden, (weight, bias) = layers
+    width = max(sizes)
+    rows = [functional.pad(part, (0, 0, 0, width - len(part))) for part in weight.split(sizes)]
+    shifts = [functional.pad(part, (0, width - len(part)), value=-torch.inf) for part in bias.split(sizes)]
+    return *hidden, (torch.cat(rows), torch.cat(shifts))
 
 
 def _forward(layers: "Layers | list[tuple[Tensor, Tensor]]", values: Float[Tensor, "B I"]) -> Float[Tensor, "B O"]:
     *hidden, (weight, bias) = layers
     for inner, shift in hidden:
-        values = functional.leaky_relu(functional.linear(values, inner, shift))
+        values = functional.leaky_relu(functional.linear(values, inner, shift), inplace=True)
     return functional.linear(values, weight, bias)
 
 
-def _draw(probabilities: Float[Tensor, "B N"], generator: torch.Generator) -> Int[Tensor, " B"]:
-    """One index of each row, by the inverse of its distribution function."""
-    upto = probabilities.cumsum(1)
-    # Of the sum as it is, so that rounding leaves no room beyond the last.
-    point = torch.rand(len(upto), 1, generator=generator, device=upto.device) * upto[:, -1:]
-    return (upto <= point).sum(1).clamp(max=upto.shape[1] - 1)
+def _draw(probabilities: Float[Tensor, "*B N"], generator: torch.Generator) -> Int[Tensor, "*B"]:
+    """One index of each row, by the inverse of its distribution function, which takes the probabilities' place."""
+    upto = probabilities.cumsum_(-1)
+    point = torch.rand((*upto.shape[:-1], 1), generator=generator, device=upto.device)
+    # Of the sum as it is: less than that even after rounding, so that nothing beyond the last is drawn.
+    return torch.searchsorted(upto, point * upto[..., -1:], right=True).squeeze(-1)

@@ -10,8 +10,8 @@ from torch import Tensor
 class TensorRecord:
     """Base of records whose every field is a tensor with one row a user, session or request (or None)."""
 
-    def select(self, index: Tensor) -> Self:
-        """The rows that an index or a mask names."""
+    def select(self, index: Tensor | slice) -> Self:
+        """The rows that an index or a mask names; those of a slice share its memory."""
         return type(self)(**{name: None if value is None else value[index] for name, value in self._tensors().items()})
 
     def replaced(self, index: Tensor, rows: Self) -> Self:

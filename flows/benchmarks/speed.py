@@ -7,6 +7,7 @@ several repeats, and a ratio is the median of the repeats' own ratios. Memory is
     coverage      how often such intervals hold the truth; obp resamples values that were normalised once
     generation    a thousand users at once in the world model, and the same networks one session at a time
     training      the loop's batches, and IRecGAN's: lists padded to 120, every session to the longest of its batch
+    continuous    Virtual Taobao and its agents beside the original and Stable-Baselines3 (`_continuous_speed.py`)
     large logs    validation of 1 M requests; 10 M imported, validated and evaluated by the command line
 """
 
@@ -50,8 +51,9 @@ from components.world_model.discriminator import Discriminator
 from components.world_model.environment import WorldModel
 from components.world_model.training import LikelihoodConfig, train_by_likelihood
 from components.world_model.user_model import UserModel
-from flows.benchmarks import Budget, Context, Figure
+from flows.benchmarks import Budget, Context, Figure, _continuous_speed
 from flows.benchmarks._stages import silent
+from flows.benchmarks._timing import cpu_seconds, in_turns, rate_figures
 
 BUDGET = Budget(full=30, quick=2)
 #: Hidden width of the networks that IRecGAN published.
@@ -74,11 +76,11 @@ def measure(context: Context) -> dict[str, Figure]:
     figures |= _coverage_figures(kept("coverage", _coverage), n_logs=_n_logs(context.quick))
     for size in ("default", "wide"):
         rates = kept(f"generation-{size}", partial(_generation, _SIZES[size]))
-        figures |= _rate_figures(f"generation.{size}", rates, "clicks per CPU-second", "one at a time", 20.0)
+        figures |= rate_figures(f"generation.{size}", rates, "clicks per CPU-second", "one at a time", 20.0)
     for part, compare in _TRAININGS.items():
         rates = kept(f"training-{part}", compare)
-        figures |= _rate_figures(f"training.{part}", rates, "sequences per CPU-second", "published layout", 3.0)
-    return figures
+        figures |= rate_figures(f"training.{part}", rates, "sequences per CPU-second", "published layout", 3.0)
+    return figures | _continuous_speed.measure(context)
 
 
 def _n_logs(quick: bool) -> int:
@@ -87,40 +89,6 @@ def _n_logs(quick: bool) -> int:
 
 def _kept(context: Context, part: str, compute: Callable[[bool], dict[str, float]]) -> dict[str, float]:
     return context.keep(part, partial(compute, context.quick))
-
-
-# --- timing
-
-
-def _cpu_seconds(act: Callable[[], object]) -> float:
-    started = time.process_time()
-    act()
-    return time.process_time() - started
-
-
-def _in_turns(ours: Callable[[], int], theirs: Callable[[], int], repeats: int) -> dict[str, float]:
-    """Units per CPU-second of two ways to do the same; each call says how many units it did."""
-
-    def rate(act: Callable[[], int]) -> float:
-        started = time.process_time()
-        return act() / (time.process_time() - started)
-
-    rates = np.array([(rate(ours), rate(theirs)) for _ in range(repeats)])
-    return {
-        "ours": float(np.median(rates[:, 0])),
-        "theirs": float(np.median(rates[:, 1])),
-        "ratio": float(np.median(rates[:, 0] / rates[:, 1])),
-    }
-
-
-def _rate_figures(name: str, rates: dict[str, float], unit: str, other: str, at_least: float) -> dict[str, Figure]:
-    return {
-        f"{name}.ratio": Figure(
-            value=rates["ratio"], unit="times", target=f"at least {at_least:g}", holds=rates["ratio"] >= at_least
-        ),
-        f"{name}.ours": Figure(value=rates["ours"], unit=unit),
-        f"{name}.theirs": Figure(value=rates["theirs"], unit=f"{unit}, {other}"),
-    }
 
 
 # --- intervals
@@ -144,7 +112,7 @@ def _intervals(quick: bool) -> dict[str, float]:
     def resampled() -> object:
         return ratio_bootstrap(one_request_sums(log, cap), generator, n_resamples=n_resamples)
 
-    times: dict[str, list[float]] = {"delta": [_cpu_seconds(delta) for _ in range(10 * repeats)], "ours": []}
+    times: dict[str, list[float]] = {"delta": [cpu_seconds(delta) for _ in range(10 * repeats)], "ours": []}
     peer, n_peer_resamples = _snipw(), 50
     arguments = {
         "reward": rewards,
@@ -153,12 +121,12 @@ def _intervals(quick: bool) -> dict[str, float]:
         "action_dist": np.stack([target, 1.0 - target], axis=1)[:, :, None],
     }
     for _ in range(repeats):
-        ours = _cpu_seconds(resampled) / n_resamples
+        ours = cpu_seconds(resampled) / n_resamples
         times["ours"].append(ours)
         if peer is not None:
             interval = partial(peer.estimate_interval, **arguments, n_bootstrap_samples=n_peer_resamples)
             # Without what the point estimate alone costs: the peer's resamples are taken by themselves.
-            theirs = _cpu_seconds(interval) - _cpu_seconds(partial(peer.estimate_policy_value, **arguments))
+            theirs = cpu_seconds(interval) - cpu_seconds(partial(peer.estimate_policy_value, **arguments))
             times.setdefault("obp", []).append(theirs / n_peer_resamples)
             times.setdefault("ratio", []).append(1e-3 * theirs / n_peer_resamples / ours)
     return {name: 1e3 * float(np.median(values)) for name, values in times.items()}
@@ -290,7 +258,7 @@ def _generation(size: EncoderConfig, quick: bool) -> dict[str, float]:
         return sum(clicks(user) for user in users[: 40 if quick else 200].split(1))
 
     clicks(users[:10])
-    return _in_turns(together, one_by_one, repeats=3 if quick else 7)
+    return in_turns(together, one_by_one, repeats=3 if quick else 7)
 
 
 def _world_model(reader: SessionReader, size: EncoderConfig) -> tuple[WorldModel, NeuralSlatePolicy]:
@@ -379,7 +347,7 @@ def _compare_layouts(
         ours, theirs = (prepare(layout(train, vocabulary), layout(few, vocabulary)) for layout in layouts)
         for layout in layouts:
             prepare(layout(few, vocabulary), layout(few, vocabulary))()
-        return _in_turns(ours, theirs, repeats=2 if quick else 3)
+        return in_turns(ours, theirs, repeats=2 if quick else 3)
 
 
 def _user_model_training(train: SessionReader, few: SessionReader) -> Callable[[], int]:
