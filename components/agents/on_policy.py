@@ -1,0 +1,99 @@
+"""What agents share that learn from steps of their own latest policy: networks, and the collection of such steps.
+
+Shape letters: B sessions, T steps, M = T·B steps in a row, S numbers of an observation, A of an action.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from components.environments.continuous import ContinuousEnvironment, RunningSessions, State
+from components.interactions.tensor_record import TensorRecord
+from components.objectives.advantages import generalised_advantages
+from components.policies import tanh_gaussian
+from components.policies.continuous_policy import Scaled, TanhGaussianPolicy, layers
+
+#: Factor of the last layer's first weights: all observations begin with nearly the same action, near the middle.
+FIRST_ACTIONS = 0.01
+
+
+def actor_and_critic(
+    environment: ContinuousEnvironment[State], hidden: Sequence[int], log_deviation: float, seed: int
+) -> tuple[TanhGaussianPolicy, Scaled]:
+    """A squashed Gaussian with one deviation for all observations, and a critic of as many layers of its own; of tanh.
+
+    Args:
+        environment: whose sizes and scale they take, and on whose device they come to lie.
+        hidden: units of the layers between.
+        log_deviation: log σ at first.
+        seed: of the initial weights, which are the same on every device.
+    """
+    generator, scale = torch.Generator().manual_seed(seed), environment.observation_scale
+    actor = layers((len(scale), *hidden, environment.action_size), generator, activation=nn.Tanh)
+    critic = layers((len(scale), *hidden, 1), generator, activation=nn.Tanh)
+    actor[-1].weight.data.mul_(FIRST_ACTIONS)
+    policy = TanhGaussianPolicy(Scaled(actor.to(scale.device), scale), environment.action_size, log_deviation)
+    return policy.to(scale.device), Scaled(critic.to(scale.device), scale)
+
+
+@dataclass(frozen=True)
+class Experience(TensorRecord):
+    """M steps of the policy as it stood."""
+
+    observations: Float[Tensor, "M S"]
+    latents: Float[Tensor, "M A"]
+    """The actions before tanh, so that no update needs its inverse."""
+    log_probs: Float[Tensor, " M"]
+    advantages: Float[Tensor, " M"]
+    returns: Float[Tensor, " M"]
+    """What the critic is to say of the observations."""
+
+
+@torch.no_grad()
+def collect(
+    sessions: RunningSessions[State],
+    policy: TanhGaussianPolicy,
+    critic: nn.Module,
+    n_steps: int,
+    gamma: float,
+    trace: float,
+    generator: torch.Generator,
+) -> Experience:
+    """T steps in each of B sessions, with their advantages (`generalised_advantages`).
+
+    Args:
+        sessions: go on where they stood.
+        policy: acts.
+        critic: values (M, 1) of observations.
+        n_steps: T.
+        gamma: discount γ per step.
+        trace: λ.
+        generator: of the actions.
+    """
+    steps, latents, log_probs = [], [], []
+    for _ in range(n_steps):
+        mean, log_deviation = policy.parameters_of(sessions.observations)
+        latent = tanh_gaussian.draw(mean, log_deviation, generator)
+        steps.append(sessions.step(latent.tanh()))
+        latents.append(latent)
+        log_probs.append(tanh_gaussian.log_density(latent, mean, log_deviation))
+    observations = torch.cat([step.observations for step in steps])
+    values = critic(observations)[:, 0]
+    advantages = generalised_advantages(
+        torch.stack([step.rewards for step in steps]),
+        torch.stack([step.ended for step in steps]),
+        values.view(n_steps, -1),
+        critic(steps[-1].next_observations)[:, 0],
+        gamma,
+        trace,
+    ).flatten()
+    return Experience(
+        observations=observations,
+        latents=torch.cat(latents),
+        log_probs=torch.cat(log_probs),
+        advantages=advantages,
+        returns=advantages + values,
+    )
