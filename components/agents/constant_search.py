@@ -4,7 +4,7 @@ A search draws vectors, learns from what each of them earns, and has a mean. The
 nothing that is drawn tells the way; so a search that has not got better for a while starts anew, and of all the means
 seen the one that earned most is the policy. What counts is the mean reward of a step.
 
-Shape letters: V vectors, A numbers of an action, U users.
+Shape letters: V vectors, A numbers of an action, B sessions, S numbers of an observation.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from typing import Protocol
 
 import torch
 from jaxtyping import Float, Int
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from components.agents.watch import Watch
@@ -30,13 +30,24 @@ class SearchConfig(BaseModel):
     steps: int = Field(
         default=400_000, ge=1, description="Environment steps of all sessions together; the last iteration is finished."
     )
-    sessions: int = Field(default=2, ge=1, description="Sessions on which each vector is judged.")
-    mean_sessions: int = Field(default=100, ge=1, description="Sessions on which the mean is judged in each iteration.")
+    users: int = Field(default=1_000, ge=1, description="Users of whom all sessions are, each with one first state.")
+    sessions: int = Field(
+        default=2, ge=1, description="Sessions on which each vector is judged, of the same users for all of an iteration."
+    )
+    mean_sessions: int = Field(
+        default=100, ge=1, description="Sessions on which the mean is judged: of the first users, in every iteration."
+    )
     patience: int = Field(
         default=8, ge=1, description="Iterations without a better mean after which the search starts anew."
     )
     deviation: float = Field(default=0.1, gt=0, description="Deviation of each number of the first vectors around 0.")
     population: int = Field(default=256, ge=2, description="Vectors of an iteration.")
+
+    @model_validator(mode="after")
+    def _means_are_judged_on_the_users(self) -> "SearchConfig":
+        if self.mean_sessions > self.users:
+            raise ValueError(f"mean_sessions = {self.mean_sessions}: expected at most users = {self.users}")
+        return self
 
 
 class Search(Protocol):
@@ -71,14 +82,21 @@ def search(
         seed: of the only source of chance.
         watch: told of the best mean so far, after each iteration.
     """
-    generator = torch.Generator(environment.observation_scale.device).manual_seed(seed)
+    device = environment.observation_scale.device
+    generator = torch.Generator(device).manual_seed(seed)
+    users = environment.reset(config.users, generator)
+    # Means are compared across iterations, so all of them are judged on the same users.
+    of_mean = torch.arange(config.mean_sessions, device=device)
+    n_sessions = torch.tensor([config.sessions] * config.population + [config.mean_sessions], device=device)
+    vectors_of = torch.arange(len(n_sessions), device=device).repeat_interleave(n_sessions)
     policy, best, steps = None, -torch.inf, 0
-    sessions = torch.tensor([config.sessions] * config.population + [config.mean_sessions])
     while steps < config.steps:
         current, top, waited = start(generator), -torch.inf, 0
         while steps < config.steps and waited < config.patience:
             drawn, mean = current.draw(), current.mean().clamp(-1, 1)
-            judged = mean_rewards(environment, torch.cat([drawn, mean[None]]), sessions, generator)
+            chosen = torch.randint(config.users, (config.sessions,), generator=generator, device=device)
+            sessions = users.select(torch.cat([chosen.repeat(config.population), of_mean]))
+            judged = mean_rewards(environment, sessions, torch.cat([drawn, mean[None]]), vectors_of, generator)
             current.learn(drawn, judged.values[:-1])
             value, steps = float(judged.values[-1]), steps + judged.steps
             top, waited = (value, 0) if value > top else (top, waited + 1)
@@ -101,26 +119,23 @@ class Judged:
 
 def mean_rewards(
     environment: ContinuousEnvironment[State],
+    sessions: State,
     vectors: Float[Tensor, "V A"],
-    sessions: Int[Tensor, " V"],
+    vectors_of: Int[Tensor, " B"],
     generator: torch.Generator,
 ) -> Judged:
     """Mean reward of a step of whole sessions under each vector.
 
     Args:
         environment: its sessions must end.
-        vectors: each is the action of all the steps of its sessions.
-        sessions: how many each vector has, with users of one list from its first: differences of vectors that have
-            equally many are not differences of users.
+        sessions: B of them, each with one vector's action at all its steps.
+        vectors: each must have a session.
+        vectors_of: number of each session's vector.
         generator: of the users' chance.
     """
-    sessions = sessions.to(vectors.device)
-    users = torch.cat([torch.arange(n, device=vectors.device) for n in sessions.tolist()])
-    owners = torch.arange(len(vectors), device=vectors.device).repeat_interleave(sessions)
-    state = environment.reset(int(sessions.max()), generator).select(users)
-    totals = finish_sessions(environment, state, lambda _, alive: vectors[owners[alive]], generator)
-    rewards = vectors.new_zeros(len(vectors)).index_add(0, owners, totals.rewards)
-    steps = torch.zeros_like(sessions).index_add(0, owners, totals.steps)
+    totals = finish_sessions(environment, sessions, lambda _, alive: vectors[vectors_of[alive]], generator)
+    rewards = vectors.new_zeros(len(vectors)).index_add(0, vectors_of, totals.rewards)
+    steps = torch.zeros(len(vectors), dtype=torch.long, device=vectors.device).index_add(0, vectors_of, totals.steps)
     return Judged(rewards / steps, int(steps.sum()))
 
 
@@ -135,4 +150,4 @@ class _Constant(nn.Module):
 
 def constant_policy(action: Float[Tensor, " A"]) -> DeterministicPolicy:
     """One action of the box, whatever is observed; smoothed where it must have a density."""
-    return DeterministicPolicy(_Constant(tanh_gaussian.latent_of(action)))
+    return DeterministicPolicy(_Constant(tanh_gaussian.latent_of(action[None])[0]))
