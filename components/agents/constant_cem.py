@@ -2,8 +2,8 @@
 
     a ~ N(μ, diag σ²);  keep the elite by mean reward of a step;  μ, σ ← mean, deviation of the elite  (Rubinstein 1999)
 
-Actions are clipped to the box before the distribution is fitted to them. `cem.py` is the same method over the weights of
-a ranking of items.
+Actions are clipped to the box before the distribution is fitted to them. `cem.py` is the same method over the weights
+of a ranking of items.
 
 Shape letters: V vectors, A numbers of an action.
 """

@@ -32,7 +32,9 @@ class SearchConfig(BaseModel):
     )
     users: int = Field(default=1_000, ge=1, description="Users of whom all sessions are, each with one first state.")
     sessions: int = Field(
-        default=2, ge=1, description="Sessions on which each vector is judged, of the same users for all of an iteration."
+        default=2,
+        ge=1,
+        description="Sessions on which each vector is judged, of the same users for all of an iteration.",
     )
     mean_sessions: int = Field(
         default=100, ge=1, description="Sessions on which the mean is judged: of the first users, in every iteration."

@@ -26,9 +26,14 @@ from jaxtyping import Float
 from pydantic import BaseModel
 from torch import Tensor
 
+from components.agents import ddpg
 from components.agents.cma_es import CmaEsConfig, train_cma_es
 from components.agents.constant_cem import ConstantCemConfig, train_constant_cem
 from components.agents.constant_search import constant_policy
+from components.agents.ddpg import DdpgConfig, train_ddpg
+from components.agents.ppo import PpoConfig, train_ppo
+from components.agents.sac import SacConfig, train_sac
+from components.agents.td3 import Td3Config, train_td3
 from components.agents.watch import Watch
 from components.environments.continuous import run_sessions
 from components.environments.virtual_taobao import CLICK_COUNTS, ITEMS_OF_A_PAGE, VirtualTaobao
@@ -56,7 +61,7 @@ class Kind(StrEnum):
     CONSTANT = "constant"
     PUBLISHED = "published"
     TUNED = "tuned"
-    GAMMA_0 = "gamma 0"
+    DISCOUNT = "another discount"
 
 
 @dataclass(frozen=True)
@@ -70,15 +75,28 @@ class Row:
     """Called with the environment, steps, a seed and who watches."""
 
 
-def agent(
-    kind: Kind, train: Callable[[VirtualTaobao, Config, int, Watch], ContinuousPolicy], config: Config
-) -> Row:
+def agent(kind: Kind, train: Callable[[VirtualTaobao, Config, int, Watch], ContinuousPolicy], config: Config) -> Row:
     """The row of an agent whose configuration has `steps`."""
 
     def train_for(environment: VirtualTaobao, steps: int, seed: int, watch: Watch) -> ContinuousPolicy:
         return train(environment, config.model_copy(update={"steps": steps}), seed, watch)
 
     return Row(kind, config.model_dump()["steps"], train_for)
+
+
+def agents(
+    name: str,
+    train: Callable[[VirtualTaobao, Config, int, Watch], ContinuousPolicy],
+    tuned: Config,
+    published: Config | None = None,
+) -> dict[str, Row]:
+    """The rows of an agent with a discount: tuned, published, and tuned but for γ = 0, or 0.95 where it is 0."""
+    discounts = tuned.model_dump()["gamma"] > 0
+    other, gamma = ("gamma-0", 0.0) if discounts else ("discounting", 0.95)
+    rows = {name: agent(Kind.TUNED, train, tuned)}
+    if published is not None:
+        rows[f"{name}-published"] = agent(Kind.PUBLISHED, train, published)
+    return rows | {f"{name}-{other}": agent(Kind.DISCOUNT, train, tuned.model_copy(update={"gamma": gamma}))}
 
 
 def untrained(make: Callable[[VirtualTaobao, int], ContinuousPolicy]) -> Row:
@@ -103,6 +121,10 @@ ROWS: dict[str, Row] = {
     "best-constant": untrained(lambda environment, seed: constant_policy(best_constant(environment, seed))),
     "constant-cem": agent(Kind.CONSTANT, train_constant_cem, ConstantCemConfig()),
     "cma-es": agent(Kind.CONSTANT, train_cma_es, CmaEsConfig()),
+    **agents("ddpg", train_ddpg, DdpgConfig(), published=ddpg.PUBLISHED),
+    **agents("td3", train_td3, Td3Config()),
+    **agents("sac", train_sac, SacConfig()),
+    **agents("ppo", train_ppo, PpoConfig()),
 }
 
 
@@ -116,12 +138,12 @@ def run_row(environment: VirtualTaobao, name: str, seed: int, share: float = 1.0
         share: of the row's steps that it takes.
 
     Returns:
-        `ctr` of 2,000 users and `episodes_ctr` of 50 sessions at the end; `best_ctr` and `late_ctr`, the best look and the
-        mean of the last tenth, and `collapse`, their difference; `steps` and CPU `seconds` of the agent, and those at
-        the first look with a CTR of at least 0.99 (`solved_steps`, `solved_seconds`; NaN without one);
-        `action_variance` between users on their first page, mean of an action's numbers; the variance of expected clicks
-        between users (`user_variance`) and between actions (`action_click_variance`), with everybody's action given to
-        everybody; `reach`, the largest size of a number of an action; and `look.K.steps`, `.seconds`, `.ctr`.
+        `ctr` of 2,000 users and `episodes_ctr` of 50 sessions at the end; `best_ctr` and `late_ctr`, the best look and
+        the mean of the last tenth, and `collapse`, their difference; `steps` and CPU `seconds` of the agent, and those
+        at the first look with a CTR of at least 0.99 (`solved_steps`, `solved_seconds`; NaN without one);
+        `action_variance` between users on their first page, mean of an action's numbers; the variance of expected
+        clicks between users (`user_variance`) and between actions (`action_click_variance`), with everybody's action
+        given to everybody; `reach`, the largest size of a number of an action; and `look.K.steps`, `.seconds`, `.ctr`.
 
     Raises:
         InputError: there is no such row.
@@ -139,7 +161,9 @@ def run_row(environment: VirtualTaobao, name: str, seed: int, share: float = 1.0
     late_ctr = sum(late) / len(late)
     solved = next((point for point in points if point.ctr >= SOLVED), None)
     curve = {
-        f"look.{number}.{key}": float(value) for number, point in enumerate(points) for key, value in vars(point).items()
+        f"look.{number}.{key}": float(value)
+        for number, point in enumerate(points)
+        for key, value in vars(point).items()
     }
     return {
         "ctr": points[-1].ctr,

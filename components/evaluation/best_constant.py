@@ -3,7 +3,7 @@
     maximise over a   mean over (user, page) of  Σ_k k · softmax(log P(clicks = k | user, page, a) / T)_k
 
 by the exact gradient, from many starts near the middle of the box. The landscape consists of flat steps, so the ascent
-begins with clicks made uncertain (T = 30) and ends with those of the simulator (T = 1); the winner is the best at T = 1.
+begins with clicks made uncertain (T = 30) and ends with those of the simulator (T = 1), by which the best is chosen.
 
 Shape letters: R starts, M pages (a user and the index of a page), A numbers of an action.
 """

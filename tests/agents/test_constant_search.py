@@ -53,9 +53,7 @@ class Hill:
     def observe(self, state: Visit) -> Float[Tensor, "B 1"]:
         return state.left[:, None]
 
-    def step(
-        self, state: Visit, actions: Float[Tensor, "B 3"], generator: torch.Generator
-    ) -> tuple[Outcome, Visit]:
+    def step(self, state: Visit, actions: Float[Tensor, "B 3"], generator: torch.Generator) -> tuple[Outcome, Visit]:
         left = state.left - 1
         return Outcome(-(actions.clamp(-1, 1) - self.optimum).square().sum(1), left <= 0), Visit(left)
 
