@@ -1,4 +1,4 @@
-"""What agents share that learn from steps of their own latest policy: networks, and the collection of such steps.
+"""What agents share that learn from steps of their own latest policy: networks, collection, annealing, entropy.
 
 Shape letters: B sessions, T steps, M = T·B steps in a row, S numbers of an observation, A of an action.
 """
@@ -97,3 +97,27 @@ def collect(
         advantages=advantages,
         returns=advantages + values,
     )
+
+
+def entropy(
+    mean: Float[Tensor, "M A"], log_deviation: Float[Tensor, "M A"], generator: torch.Generator
+) -> Float[Tensor, ""]:
+    """Entropy of squashed Gaussians in nats, a mean over observations, from one new draw each; gradients flow.
+
+    That of the actions, not of the Gaussian before tanh: the latter grows with σ for ever, the former is A log 2 at
+    most.
+    """
+    latent = tanh_gaussian.draw(mean, log_deviation, generator)
+    return -tanh_gaussian.log_density(latent, mean, log_deviation).mean()
+
+
+def anneal(optimizer: torch.optim.Optimizer, rates: Sequence[float], share: float) -> None:
+    """Set the step size of each group of parameters to a share of its first."""
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate * share
+
+
+def clip_gradients(policy: nn.Module, critic: nn.Module, norm: float) -> None:
+    """Shorten the gradient of each of the two networks to a norm."""
+    for network in (policy, critic):
+        nn.utils.clip_grad_norm_(network.parameters(), norm, foreach=True)

@@ -41,3 +41,22 @@ def generalised_advantages(
         following = torch.addcmul(errors[step], goes_on[step], following, value=trace)
         advantages[step] = following
     return advantages
+
+
+def exponential_utilities(advantages: Float[Tensor, " M"], seeking: float) -> Float[Tensor, " M"]:
+    """Advantages for whoever seeks risk: (exp(β A) − 1) / β, with β A no more than 20; at β = 0 they stay as they are.
+
+    For one step, A = r − V(s), this is the gain in the exponential utility exp(β r) (Howard and Matheson, 1972) but for
+    a positive factor of each observation; the weights exp(β A) are those of reward-weighted and advantage-weighted
+    regression (Peters and Schaal, 2007; Peng et al., 2019). A few actions far better than expected then outweigh many
+    that are a little better, which leads away from plateaus. What is maximised is no longer the expected return: where
+    the best return is a matter of luck, β > 0 prefers the gamble.
+    """
+    if seeking == 0:
+        return advantages
+    return torch.expm1((seeking * advantages).clamp(max=20.0)) / seeking
+
+
+def standardised(advantages: Float[Tensor, " M"]) -> Float[Tensor, " M"]:
+    """Less their mean, over their deviation; 0 where all are alike."""
+    return (advantages - advantages.mean()) / (advantages.std(correction=0) + 1e-8)

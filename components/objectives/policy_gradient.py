@@ -25,7 +25,10 @@ def capped_weights(
 
 
 def clipped_surrogate_loss(
-    log_probs: Float[Tensor, " M"], behavior_log_probs: Float[Tensor, " M"], advantages: Float[Tensor, " M"], clip: float
+    log_probs: Float[Tensor, " M"],
+    behavior_log_probs: Float[Tensor, " M"],
+    advantages: Float[Tensor, " M"],
+    clip: float,
 ) -> Float[Tensor, ""]:
     """Minus the clipped surrogate objective (Schulman et al., PPO, 2017, eq. 7), a mean over M actions.
 
@@ -55,8 +58,3 @@ def divergence_from_behavior(
     """
     log_ratio = log_probs - behavior_log_probs
     return (log_ratio.expm1() - log_ratio).mean()
-
-
-def standardised(advantages: Float[Tensor, " M"]) -> Float[Tensor, " M"]:
-    """Advantages less their mean, over their deviation; 0 where all are alike."""
-    return (advantages - advantages.mean()) / (advantages.std(correction=0) + 1e-8)
