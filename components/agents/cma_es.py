@@ -23,7 +23,7 @@ from components.policies.deterministic_policy import DeterministicPolicy
 class CmaEsConfig(SearchConfig):
     """CMA-ES over a constant action."""
 
-    population: int = Field(default=64, ge=2, description="Vectors of an iteration.")
+    population: int = Field(default=32, ge=2, description="Vectors of an iteration.")
 
 
 class _Covariance:

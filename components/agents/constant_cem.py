@@ -22,7 +22,7 @@ from components.policies.deterministic_policy import DeterministicPolicy
 class ConstantCemConfig(SearchConfig):
     """Cross-entropy method over a constant action."""
 
-    elite: int = Field(default=10, ge=1, description="Best vectors, to which the distribution is fitted.")
+    elite: int = Field(default=5, ge=1, description="Best vectors, to which the distribution is fitted.")
     deviation_floor: float = Field(default=0.05, ge=0, description="Deviation added so that the search goes on.")
 
     @model_validator(mode="after")

@@ -9,7 +9,7 @@ Shape letters: V vectors, A numbers of an action, B sessions, S numbers of an ob
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -28,11 +28,13 @@ class SearchConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     steps: int = Field(
-        default=400_000, ge=1, description="Environment steps of all sessions together; the last iteration is finished."
+        default=1_000_000,
+        ge=1,
+        description="Environment steps of all sessions together; the last iteration is finished.",
     )
     users: int = Field(default=1_000, ge=1, description="Users of whom all sessions are, each with one first state.")
     sessions: int = Field(
-        default=2,
+        default=1,
         ge=1,
         description="Sessions on which each vector is judged, of the same users for all of an iteration.",
     )
@@ -40,10 +42,10 @@ class SearchConfig(BaseModel):
         default=100, ge=1, description="Sessions on which the mean is judged: of the first users, in every iteration."
     )
     patience: int = Field(
-        default=8, ge=1, description="Iterations without a better mean after which the search starts anew."
+        default=10, ge=1, description="Iterations without a better mean after which the search starts anew."
     )
     deviation: float = Field(default=0.1, gt=0, description="Deviation of each number of the first vectors around 0.")
-    population: int = Field(default=256, ge=2, description="Vectors of an iteration.")
+    population: int = Field(default=128, ge=2, description="Vectors of an iteration.")
 
     @model_validator(mode="after")
     def _means_are_judged_on_the_users(self) -> "SearchConfig":
@@ -52,6 +54,7 @@ class SearchConfig(BaseModel):
         return self
 
 
+@runtime_checkable
 class Search(Protocol):
     """A distribution of vectors that learns."""
 

@@ -26,14 +26,17 @@ from jaxtyping import Float
 from pydantic import BaseModel
 from torch import Tensor
 
-from components.agents import ddpg
+from components.agents import ddpg, ppo, two_stream_ppo
+from components.agents.a2c import A2cConfig, train_a2c
 from components.agents.cma_es import CmaEsConfig, train_cma_es
 from components.agents.constant_cem import ConstantCemConfig, train_constant_cem
 from components.agents.constant_search import constant_policy
+from components.agents.continuous_reinforce import ContinuousReinforceConfig, train_continuous_reinforce
 from components.agents.ddpg import DdpgConfig, train_ddpg
 from components.agents.ppo import PpoConfig, train_ppo
 from components.agents.sac import SacConfig, train_sac
 from components.agents.td3 import Td3Config, train_td3
+from components.agents.two_stream_ppo import TwoStreamPpoConfig, train_two_stream_ppo
 from components.agents.watch import Watch
 from components.environments.continuous import run_sessions
 from components.environments.virtual_taobao import CLICK_COUNTS, ITEMS_OF_A_PAGE, VirtualTaobao
@@ -124,7 +127,10 @@ ROWS: dict[str, Row] = {
     **agents("ddpg", train_ddpg, DdpgConfig(), published=ddpg.PUBLISHED),
     **agents("td3", train_td3, Td3Config()),
     **agents("sac", train_sac, SacConfig()),
-    **agents("ppo", train_ppo, PpoConfig()),
+    **agents("ppo", train_ppo, PpoConfig(), published=ppo.PUBLISHED),
+    **agents("two-stream-ppo", train_two_stream_ppo, TwoStreamPpoConfig(), published=two_stream_ppo.PUBLISHED),
+    **agents("a2c", train_a2c, A2cConfig()),
+    **agents("reinforce", train_continuous_reinforce, ContinuousReinforceConfig()),
 }
 
 
