@@ -11,7 +11,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
+import numpy as np
+from jaxtyping import Float
 from markupsafe import Markup
+from scipy import stats
 
 from components.evaluation.cap_sensitivity import CapSensitivity
 from components.evaluation.exploit_probes import Probe
@@ -324,6 +327,55 @@ def learning_curves(curves: Sequence[Curve]) -> Figure:
             for curve in curves
         )
         return _finish(canvas, "curves", f"How training went, from the first step to the last: {ends}.")
+
+
+@dataclass(frozen=True)
+class CurveOfSeeds:
+    """What several seeds of one method gave while they learned; seeds may be looked at in different places."""
+
+    name: str
+    places: tuple[Float[np.ndarray, " L"], ...]
+    """Of the looks of each seed on the x axis, ascending."""
+    values: tuple[Float[np.ndarray, " L"], ...]
+
+    def band(self) -> tuple[Float[np.ndarray, " P"], Float[np.ndarray, " P"], Float[np.ndarray, " P"] | None]:
+        """Places that all seeds reached, the mean there, and half of Student's 95 % interval of several seeds."""
+        first, last = max(x[0] for x in self.places), min(x[-1] for x in self.places)
+        longest = max(self.places, key=len)
+        places = np.unique(np.clip(longest, first, max(first, last)))
+        of_seeds = np.stack([np.interp(places, x, y) for x, y in zip(self.places, self.values, strict=True)])
+        n = len(of_seeds)
+        half = None
+        if n > 1:
+            half = stats.t.ppf(0.975, n - 1) * of_seeds.std(0, ddof=1) / np.sqrt(n)
+        return places, of_seeds.mean(0), half
+
+
+def curves_of_seeds(panels: Sequence[Sequence[CurveOfSeeds]], *, x: str, y: str) -> Figure:
+    """Means over seeds with bands of their 95 % intervals, in panels beside each other."""
+    markers = "osD^vP*XhH<>"
+    ends = []
+    with _canvas(_WIDTH, 3.4 * len(panels)) as canvas:
+        for axes, curves in zip(_panels(canvas, len(panels), 1), panels, strict=True):
+            powers: set[float] = set()
+            for curve, marker in zip(curves, markers * len(curves), strict=False):
+                places, mean, half = curve.band()
+                (line,) = axes.plot(
+                    places, mean, marker=marker, markersize=3.5, markevery=3, linewidth=1.2, label=curve.name
+                )
+                if half is not None:
+                    axes.fill_between(places, mean - half, mean + half, color=line.get_color(), alpha=0.2, linewidth=0)
+                powers |= {10.0**power for power in range(-3, 9) if places[0] <= 10.0**power <= places[-1]}
+                ends.append(f"{curve.name} {number(mean[-1], 3)}")
+            _log_axis(axes, sorted(powers))
+            axes.set(xlabel=x, ylabel=y, ylim=(-0.03, 1.03))
+            axes.grid(axis="y", color=_FAINT, linewidth=0.6)
+            axes.legend(frameon=False, fontsize=8.5, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+        return _finish(
+            canvas,
+            f"seeds-{x.replace(' ', '-')}",
+            f"{y} against {x}, means and 95 % intervals over seeds. At the end: {'; '.join(ends)}.",
+        )
 
 
 def ab_difference(ab: AbResult) -> Figure:

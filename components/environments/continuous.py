@@ -138,12 +138,30 @@ def run_sessions(
         generator: of the users' chance.
     """
     state = environment.reset(n_users, generator)
-    device = environment.observation_scale.device
-    rewards = torch.zeros(n_users, device=device)
-    steps = torch.zeros(n_users, dtype=torch.long, device=device)
-    alive = torch.arange(n_users, device=device)
+    return finish_sessions(environment, state, lambda observations, _: act(observations), generator)
+
+
+@torch.no_grad()
+def finish_sessions(
+    environment: ContinuousEnvironment[State],
+    state: State,
+    act: Callable[[Float[Tensor, "B S"], Int[Tensor, " B"]], Float[Tensor, "B A"]],
+    generator: torch.Generator,
+) -> SessionTotals:
+    """Given sessions, each until it ends.
+
+    Args:
+        environment: where they take place; its sessions must end.
+        state: of the sessions.
+        act: actions for observations, and for the numbers (rows of `state`) of the sessions that they are of.
+        generator: of the users' chance.
+    """
+    observations = environment.observe(state)
+    rewards = observations.new_zeros(len(observations))
+    alive = torch.arange(len(observations), device=observations.device)
+    steps = torch.zeros_like(alive)
     while len(alive):
-        outcome, state = environment.step(state, act(environment.observe(state)), generator)
+        outcome, state = environment.step(state, act(environment.observe(state), alive), generator)
         rewards[alive] += outcome.rewards
         steps[alive] += 1
         stay = torch.nonzero(~outcome.ended)[:, 0]

@@ -12,6 +12,7 @@ import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -77,8 +78,13 @@ class Context:
 
 
 def names() -> list[str]:
-    """Every benchmark of this folder."""
-    return [module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")]
+    """Every benchmark of this folder; words are parted by dashes here, and by underscores in the names of modules."""
+    modules = [module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")]
+    return [module.replace("_", "-") for module in modules]
+
+
+def _module(name: str) -> ModuleType:
+    return importlib.import_module(f"{__name__}.{name.replace('-', '_')}")
 
 
 def run(name: str, *, quick: bool, seeds: int | None, path: Path | None, full: bool = False) -> Document:
@@ -91,7 +97,7 @@ def run(name: str, *, quick: bool, seeds: int | None, path: Path | None, full: b
         raise InputError("--quick and --full exclude each other; give one of them")
     if name not in names():
         raise InputError(f"unknown benchmark {name!r}; the benchmarks are: {', '.join(names())}")
-    module = importlib.import_module(f"{__name__}.{name}")
+    module = _module(name)
     if full and not getattr(module, "HAS_FULL", False):
         raise InputError(f"--full: the benchmark {name!r} has no larger sizes; leave --full out")
     # As the loop's own runs: what stands in the results is what a run computes.
@@ -136,7 +142,7 @@ def figures_table(figures: Mapping[str, Figure]) -> str:
 
 def section(document: Document) -> str:
     """The document as a section of the results page."""
-    tables = getattr(importlib.import_module(f"{__name__}.{document.name}"), "tables", figures_table)
+    tables = getattr(_module(document.name), "tables", figures_table)
     command = f"`slateloop benchmark {document.name}`"
     head = f"{command}; at most {document.budget}; code {str(document.lineage['code'])[:12]}."
     return f"## {document.name}\n\n{head}\n\n{tables(document.figures)}\n"

@@ -1,0 +1,180 @@
+"""Agents of continuous actions on Virtual Taobao, beside the constant action that beats them.
+
+Each row is an agent with its setting, and is run with every seed (`components/evaluation/agent_comparison.py`, which
+also runs a row alone). As published, the simulator is a contextual bandit whose users hardly differ, so rows with one
+action for everybody stand in the same table; `docs/virtual-taobao.md` tells how to read it.
+"""
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+
+from components.environments.virtual_taobao import VirtualTaobao
+from components.evaluation.agent_comparison import ROWS, SOLVED, Kind, run_row
+from flows.benchmarks import Budget, Context, Figure, figures_table
+from flows.benchmarks._figures import columns, mean_of_seeds
+from flows.figures import CurveOfSeeds, curves_of_seeds
+from flows.numbers import number
+from flows.settings import REPOSITORY
+
+BUDGET = Budget(full=600, quick=5)
+DEFAULT_PATH = REPOSITORY.parent / "shared" / "data" / "virtual_taobao"
+SEEDS = 10
+#: Rows that run quick, and the share of their steps that they take.
+QUICK_ROWS, QUICK_SHARE = ("random", "zero", "constant-cem", "ppo"), 0.02
+MOST_COLLAPSE = 0.02
+#: What the report on Virtual Taobao shows of agents at its settings.
+REPORTED = {
+    "ddpg-published": "the report's: 0.5, then 0.42",
+    "ppo-published": "the report's: 0.37",
+    "two-stream-ppo-published": "the report's: about 1.0",
+}
+UNITS = {
+    "ctr": "CTR of 2,000 users at the end",
+    "episodes_ctr": "CTR of 50 sessions at the end",
+    "best_ctr": "CTR of 2,000 users, the best look",
+    "late_ctr": "CTR of 2,000 users, last tenth of training",
+    "collapse": "CTR, the best look minus the last tenth",
+    "steps_per_second": "environment steps a CPU-second, learning included",
+    "action_variance": "between users on their first page, mean of the 27 numbers",
+    "user_variance": "clicks², of expected clicks between users",
+    "action_click_variance": "clicks², of expected clicks between the actions of users",
+    "reach": "largest size of a number of an action",
+}
+UNTIL = {"solved_steps": "environment steps", "solved_seconds": "CPU-seconds"}
+NEVER = f"no seed reached {SOLVED}"
+#: Rows that are drawn, and the file: a panel each of what constants and tuned agents do, and of published settings.
+DRAWN = ((Kind.CONSTANT, Kind.TUNED), (Kind.PUBLISHED,))
+DRAWINGS = {
+    "steps": ("environment steps", "virtual-taobao-steps.svg"),
+    "seconds": ("CPU-seconds", "virtual-taobao-seconds.svg"),
+}
+
+
+def measure(context: Context) -> dict[str, Figure]:
+    """CTR, stability, budget and variances of every row; the two drawings of a whole run."""
+    names = QUICK_ROWS if context.quick else tuple(ROWS)
+    n_seeds = context.seeds or (1 if context.quick else SEEDS)
+    share = QUICK_SHARE if context.quick else 1.0
+    environment = VirtualTaobao(context.path or DEFAULT_PATH)
+    results = {
+        name: [
+            context.keep(f"{name}-{seed}", partial(run_row, environment, name, seed, share)) for seed in range(n_seeds)
+        ]
+        for name in names
+    }
+    if not context.quick and context.seeds is None:
+        draw(results, REPOSITORY / "docs")
+    figures = {"agents_that_solve_it": _solvers(results)}
+    for name, of_seeds in results.items():
+        figures |= {f"{name}.{key}": figure for key, figure in _row_figures(name, of_seeds).items()}
+    return figures
+
+
+def _solvers(results: dict[str, list[dict[str, float]]]) -> Figure:
+    """Agents, constants not among them, that end at the CTR that counts as solved whatever their seed."""
+    solvers = [
+        name
+        for name, of_seeds in results.items()
+        if ROWS[name].kind not in (Kind.REFERENCE, Kind.CONSTANT)
+        and min(result["ctr"] for result in of_seeds) >= SOLVED
+    ]
+    return Figure(
+        value=len(solvers),
+        unit=f"agents that end with a CTR of at least {SOLVED} in every seed: {', '.join(solvers) or 'none'}",
+        target="at least 1",
+        holds=bool(solvers),
+    )
+
+
+def _row_figures(name: str, of_seeds: list[dict[str, float]]) -> dict[str, Figure]:
+    scalars = [{key: value for key, value in result.items() if not key.startswith("look.")} for result in of_seeds]
+    values = columns(scalars)
+    with np.errstate(invalid="ignore"):
+        values["steps_per_second"] = values["steps"] / values["seconds"]
+    learns = ROWS[name].steps > 0
+    keys = [key for key in UNITS if learns or key in ("ctr", "episodes_ctr") or key.endswith(("variance", "reach"))]
+    figures = {key: mean_of_seeds(values[key], UNITS[key]) for key in keys}
+    if name in REPORTED:
+        figures["best_ctr"] = figures["best_ctr"].model_copy(update={"target": REPORTED[name]})
+    if ROWS[name].kind is Kind.TUNED:
+        stays = bool(values["collapse"].max() <= MOST_COLLAPSE)
+        update = {"target": f"at most {MOST_COLLAPSE} in every seed", "holds": stays}
+        figures["collapse"] = figures["collapse"].model_copy(update=update)
+    if learns:
+        figures |= {key: _until_solved(values[key], unit) for key, unit in UNTIL.items()}
+    return figures
+
+
+def _until_solved(values: Float[np.ndarray, " S"], unit: str) -> Figure:
+    """Mean over the seeds that got there."""
+    there = values[np.isfinite(values)]
+    unit = f"{unit} until CTR {SOLVED}; {len(there)} of {len(values)} seeds"
+    if not len(there):
+        return Figure(value=np.nan, unit=unit, skipped=NEVER)
+    return mean_of_seeds(there, unit)
+
+
+def draw(results: dict[str, list[dict[str, float]]], folder: Path) -> None:
+    """CTR against steps and against seconds, of all rows that learn but those of another discount."""
+    for key, (label, file) in DRAWINGS.items():
+        panels = [
+            [_curve(name, results[name], key) for name, row in ROWS.items() if name in results and row.kind in kinds]
+            for kinds in DRAWN
+        ]
+        drawn = curves_of_seeds([panel for panel in panels if panel], x=label, y="CTR of 2,000 users")
+        staging = (folder / file).with_suffix(".tmp")
+        staging.write_text(drawn.file)
+        staging.rename(folder / file)
+
+
+def _curve(name: str, of_seeds: list[dict[str, float]], key: str) -> CurveOfSeeds:
+    looks = [_looks(result, key) for result in of_seeds]
+    return CurveOfSeeds(name, tuple(x for x, _ in looks), tuple(ctr for _, ctr in looks))
+
+
+def _looks(result: dict[str, float], key: str) -> tuple[Float[np.ndarray, " L"], Float[np.ndarray, " L"]]:
+    """Where the looks at an agent stand on the axis, and the CTR that they found."""
+    n = sum(name.startswith("look.") and name.endswith(".ctr") for name in result)
+    return (
+        np.array([result[f"look.{number}.{key}"] for number in range(n)]),
+        np.array([result[f"look.{number}.ctr"] for number in range(n)]),
+    )
+
+
+#: Columns of the table of rows.
+COLUMNS = {
+    "CTR of 2,000 users": "ctr",
+    "of 50 sessions": "episodes_ctr",
+    "best look": "best_ctr",
+    "collapse": "collapse",
+    f"steps until {SOLVED}": "solved_steps",
+    f"CPU-seconds until {SOLVED}": "solved_seconds",
+    "steps a CPU-second": "steps_per_second",
+    "variance of actions between users": "action_variance",
+    "of expected clicks between users": "user_variance",
+    "between the users' actions": "action_click_variance",
+}
+
+
+def tables(figures: dict[str, Figure]) -> str:
+    """What had targets, and a table with one line a row."""
+    targets = {name: figure for name, figure in figures.items() if figure.target is not None}
+    rows = dict.fromkeys(name.partition(".")[0] for name in figures if "." in name)
+    lines = [
+        f"| {row} | {' | '.join(_cell(figures.get(f'{row}.{key}')) for key in COLUMNS.values())} |" for row in rows
+    ]
+    head = [f"| row | {' | '.join(COLUMNS)} |", "| --- |" + " --- |" * len(COLUMNS)]
+    return f"{figures_table(targets)}\n\n" + "\n".join([*head, *lines])
+
+
+def _cell(figure: Figure | None) -> str:
+    if figure is None:
+        return ""
+    if figure.skipped is not None:
+        return "never"
+    seeds = figure.unit.rpartition("; ")[2] if figure.unit.endswith("seeds") else ""
+    half = "" if figure.interval is None else f" ± {number(figure.interval[1] - figure.value, 2)}"
+    return f"{number(figure.value, 3)}{half}" + (f" ({seeds})" if seeds else "")
