@@ -3,7 +3,7 @@
 Two of them are wanted: one of middling quality, around which a log is written, and one that is as good as any, against
 which every agent is held. Expected clicks form plateaus on which gradients vanish, so each climb has its own objective:
 
-    middling   E[clicks] under a Gaussian of the log's deviation, from the action 0 until a level is reached
+    middling   E[clicks] under a truncated Gaussian of the log's deviation, from the action 0 until a level is reached
     best       E[log P(most clicks)], from the action 0: a logarithm has a slope where the probability is next to none
 """
 
@@ -21,12 +21,13 @@ from components.environments.virtual_taobao import (
     VirtualTaobaoState,
 )
 from components.errors import InputError
+from components.policies import truncated_gaussian
 
 #: Users whose pages a climb looks at, and the size of its steps.
 USERS, RATE = 200, 0.02
 #: Steps after which a climb ends.
 MOST_STEPS = 150
-#: Actions stay this far inside the box, so that a squashed density around them is no wall.
+#: Actions stay this far inside the box, so that a density around them is not all cut off.
 EDGE = 0.95
 #: Decimals of a found action: few enough to write it down, and to find the same one on another machine.
 DECIMALS = 3
@@ -55,11 +56,11 @@ def click_through_rate(
 
 
 def middling_constant(environment: VirtualTaobao, deviation: float, level: float, seed: int) -> Float[Tensor, " 27"]:
-    """The first action of the climb around which squashed Gaussian actions have the click-through rate `level`.
+    """The first action of the climb around which Gaussian actions have the click-through rate `level`.
 
     Args:
         environment: the simulator.
-        deviation: σ of the Gaussian, before tanh.
+        deviation: σ of the Gaussian, which is truncated to the box.
         level: click-through rate to reach.
         seed: of users and noise.
 
@@ -71,8 +72,10 @@ def middling_constant(environment: VirtualTaobao, deviation: float, level: float
     action, optimizer = _start(environment)
     reached = 0.0
     for _ in range(MOST_STEPS):
-        noise = torch.randn(len(pages.pages), ACTION_SIZE, generator=generator, device=environment.device)
-        value = click_through_rate(environment, pages, (action.atanh() + deviation * noise).tanh())
+        middle = action.detach().double().expand(len(pages.pages), -1)
+        drawn = truncated_gaussian.draw(middle, torch.full_like(middle[0], deviation), generator)
+        # Draws move with their middle; how the cut moves is left out.
+        value = click_through_rate(environment, pages, action + (drawn - middle).float())
         if float(value.detach()) >= level:
             return _written_down(action)
         reached = max(reached, float(value.detach()))

@@ -22,7 +22,8 @@ from components.environments.virtual_taobao import ACTION_SIZE, GROUPS, VirtualT
 from components.interactions.contract import OF_REQUEST, Evidence, Feature, Manifest, RatioAssumption, Reward
 from components.interactions.log_folder import Log, write_log
 from components.interactions.tensor_record import TensorRecord
-from components.policies.continuous_policy import ContinuousPolicy, TanhGaussianPolicy, UniformActions
+from components.policies.continuous_policy import ContinuousPolicy, UniformActions
+from components.policies.deterministic_policy import DeterministicPolicy
 
 #: Sessions that are rolled out together, and become one part of the log.
 PART_SESSIONS = 4_096
@@ -39,7 +40,7 @@ class Config(BaseModel):
     name: Literal["virtual-taobao"] = "virtual-taobao"
     policy: Literal["uniform", "constant"] = Field(
         default="constant",
-        description="Who chooses the logged actions: all of the box alike, or a squashed Gaussian around one action.",
+        description="Who chooses the logged actions: all of the box alike, or a Gaussian around one action, truncated to the box.",
     )
     action: Literal["mid-quality"] | tuple[float, ...] = Field(
         default="mid-quality",
@@ -50,7 +51,7 @@ class Config(BaseModel):
         default=0.4, gt=0, lt=1, description="Click-through rate of `constant` around the action `mid-quality`."
     )
     deviation: float = Field(
-        default=0.2, ge=0.01, le=2, description="Deviation of the Gaussian of `constant`, before it is squashed by tanh."
+        default=0.2, ge=0.01, le=2, description="Deviation of the Gaussian of `constant`."
     )
     n_sessions: int = Field(default=20_000, ge=1, description="Sessions in the log, each of a user of its own.")
     log_seed: int = Field(default=0, ge=0, lt=2**31, description="Seed of users, actions and clicks.")
@@ -95,10 +96,9 @@ class _Constant(nn.Module):
         return self.outputs.expand(len(observations), -1)
 
 
-def gaussian_around(action: Float[Tensor, " A"], deviation: float) -> TanhGaussianPolicy:
-    """Squashed Gaussian actions around one action, whatever is observed; in float64."""
-    network = _Constant(action.double().atanh())
-    return TanhGaussianPolicy(network, len(action), float(np.log(deviation))).double()
+def gaussian_around(action: Float[Tensor, " A"], deviation: float) -> DeterministicPolicy:
+    """Truncated Gaussian actions around one action, whatever is observed; in float64."""
+    return DeterministicPolicy(_Constant(action.double().atanh()), deviation)
 
 
 def logging_policy(config: Config, environment: VirtualTaobao) -> ContinuousPolicy:
@@ -243,6 +243,6 @@ def _stated(config: Config, policy: ContinuousPolicy) -> str:
     middle = policy.mode(torch.zeros(1, sum(GROUPS) + len(PAGE_FEATURES)))[0]
     numbers = ", ".join(f"{number:.3f}" for number in middle.tolist())
     return (
-        f"The logging policy is a Gaussian of deviation {config.deviation:g}, squashed by tanh, around the action "
+        f"The logging policy is a Gaussian of deviation {config.deviation:g}, truncated to the box, around the action "
         f"({numbers})."
     )
