@@ -118,7 +118,8 @@ def replay_run(
 @command
 def import_source(
     source: Annotated[
-        str, typer.Option("--source", help="log, obd, trivago, sessions, movielens, table, storefront or virtual-taobao.")
+        str,
+        typer.Option("--source", help="log, obd, trivago, sessions, movielens, table, storefront or virtual-taobao."),
     ],
     out: Annotated[Path, typer.Option("--out", help="Folder of the log.")],
     path: SourcePath = None,

@@ -34,7 +34,8 @@ from services.settings import ServiceSettings
 SOURCES: dict[str, type[BaseModel]] = {
     "storefront": storefront.Config,
     "virtual-taobao": virtual_taobao_log.Config,
-} | {name: importer.Config for name, importer in sorted(importers().items())}
+    **{name: importer.Config for name, importer in sorted(importers().items())},
+}
 if TYPE_CHECKING:
     SourceConfig = BaseModel
 else:

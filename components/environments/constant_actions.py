@@ -1,4 +1,4 @@
-"""Constant actions of Virtual Taobao, found by climbing the simulator's own gradient. No policy that learns may use them.
+"""Constant actions of Virtual Taobao, found by climbing the simulator's own gradient. No agent may use them.
 
 Two of them are wanted: one of middling quality, around which a log is written, and one that is as good as any, against
 which every agent is held. Expected clicks form plateaus on which gradients vanish, so each climb has its own objective:
@@ -108,7 +108,7 @@ def _start(environment: VirtualTaobao) -> tuple[Tensor, torch.optim.Optimizer]:
 
 def _climb(value: Float[Tensor, ""], action: Float[Tensor, " 27"], optimizer: torch.optim.Optimizer) -> None:
     optimizer.zero_grad()
-    value.backward()  # type: ignore[no-untyped-call]
+    value.backward()
     optimizer.step()
     with torch.no_grad():
         action.clamp_(-EDGE, EDGE)

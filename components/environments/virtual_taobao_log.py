@@ -40,7 +40,8 @@ class Config(BaseModel):
     name: Literal["virtual-taobao"] = "virtual-taobao"
     policy: Literal["uniform", "constant"] = Field(
         default="constant",
-        description="Who chooses the logged actions: all of the box alike, or a Gaussian around one action, truncated to the box.",
+        description="Who chooses the logged actions: all of the box alike, or a Gaussian around one action, cut to "
+        "the box.",
     )
     action: Literal["mid-quality"] | tuple[float, ...] = Field(
         default="mid-quality",
@@ -50,9 +51,7 @@ class Config(BaseModel):
     level: float = Field(
         default=0.4, gt=0, lt=1, description="Click-through rate of `constant` around the action `mid-quality`."
     )
-    deviation: float = Field(
-        default=0.2, ge=0.01, le=2, description="Deviation of the Gaussian of `constant`."
-    )
+    deviation: float = Field(default=0.2, ge=0.01, le=2, description="Deviation of the Gaussian of `constant`.")
     n_sessions: int = Field(default=20_000, ge=1, description="Sessions in the log, each of a user of its own.")
     log_seed: int = Field(default=0, ge=0, lt=2**31, description="Seed of users, actions and clicks.")
 

@@ -8,14 +8,17 @@ That the logged densities are densities is tested by a policy whose weights hard
 box, of the logged actions' own mean and deviations. Its mean weight is 1 where they are what they should be.
 """
 
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
 
-from components.evaluation.action_rewards import ActionRewards, fit_action_rewards
+from components.evaluation.action_rewards import N_SAMPLES, ActionRewards, fit_action_rewards
 from components.evaluation.action_support import (
     ActionCloud,
     ActionSupport,
@@ -106,28 +109,35 @@ def action_evidence(studied: StudiedLog, policy: ContinuousPolicy, name: str) ->
     Raises:
         InputError: the policy's log-densities are no numbers.
     """
-    log, rewards = studied.log, studied.rewards
-    support = action_support(name, policy, log, studied.cloud, studied.seed)
-    if reason := identify(log.manifest.evidence, rewards):
-        value = NotIdentified(policy=name, estimand=Estimand.ONE_REQUEST, reason=reason)
-        return ActionEvidence(policy=name, value=value, cross_check=None, support=support)
+    rewards, cap = studied.rewards, default_cap(studied.rewards.n_known)
+    identified = identify(studied.log.manifest.evidence, rewards)
     generator = torch.Generator().manual_seed(studied.seed)
-    cap = default_cap(rewards.n_known)
+    distances = []
 
-    def sums(part: LoggedActions) -> dict[str, RatioSums]:
-        requests = _requests(part, policy)
-        return {
-            "NCIS": one_request_sums(requests, cap),
-            "DR": doubly_robust_sums(requests, studied.model.of(part, policy, generator), cap),
-        }
+    def sums() -> Iterator[dict[str, RatioSums]]:
+        for part in read_actions(studied.log):
+            drawn = _draws(part, policy, generator)
+            distances.append(studied.cloud.distances(drawn[0]))
+            known = part.select(part.reward_known)
+            if identified is None and len(known.rewards):
+                requests = _requests(known, policy)
+                model = studied.model.of(known, drawn[:, part.reward_known])
+                yield {"NCIS": one_request_sums(requests, cap), "DR": doubly_robust_sums(requests, model, cap)}
 
-    merged = merge_shards(sums(part) for part in _known_parts(log))
+    shards = sums()
+    if identified is not None:
+        # Nothing is summed, but the draws are looked at.
+        deque(shards, maxlen=0)
+        support = action_support(name, torch.cat(distances), studied.cloud)
+        value = NotIdentified(policy=name, estimand=Estimand.ONE_REQUEST, reason=identified)
+        return ActionEvidence(policy=name, value=value, cross_check=None, support=support)
+    merged = merge_shards(shards)
     unknown = {"unknown_share": 1.0 - rewards.n_known / rewards.n_requests}
     return ActionEvidence(
         policy=name,
         value=one_request_value(merged["NCIS"], **_about(name)).model_copy(update=unknown),
         cross_check=doubly_robust_value(merged["DR"], **_about(name)).model_copy(update=unknown),
-        support=support,
+        support=action_support(name, torch.cat(distances), studied.cloud),
     )
 
 
@@ -145,6 +155,12 @@ def _known_parts(log: Log) -> Iterator[LoggedActions]:
 def _sums(log: Log, rewards: KnownRewards, policy: ContinuousPolicy) -> RatioSums:
     cap = default_cap(rewards.n_known)
     return merge_shards({"NCIS": one_request_sums(_requests(part, policy), cap)} for part in _known_parts(log))["NCIS"]
+
+
+@torch.no_grad()
+def _draws(part: LoggedActions, policy: ContinuousPolicy, generator: torch.Generator) -> Float[Tensor, "D M A"]:
+    observations = in_precision_of(policy, part.observations)
+    return torch.stack([policy.act(observations, generator).actions for _ in range(N_SAMPLES)])
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """What a log of actions lets one expect of an action: the model that DR mends.
 
-    q(s, a) = E[r | s, a]  by least squares, a network with two hidden layers        v(s) = 1/4 Σ_j q(s, a_j),  a_j ~ π(· | s)
+    q(s, a) = E[r | s, a]  by least squares, a network with two hidden layers
+    v(s)    = 1/J Σ_j q(s, a_j),    a_j ~ π(· | s)
 
 Two networks, each fitted to one half of the users and asked of the other: q must not have been fitted to what it is
 mended by (cross-fitting, Chernozhukov et al. 2018).
@@ -15,14 +16,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from components.evaluation.action_support import in_precision_of
 from components.evaluation.doubly_robust import ModelRewards
 from components.interactions.continuous_batches import LoggedActions, read_actions
 from components.interactions.log_folder import Log
-from components.policies.continuous_policy import ContinuousPolicy, layers
+from components.policies.continuous_policy import layers
 
 HIDDEN, BATCH, RATE, PASSES = 64, 1_024, 2e-3, 3
-#: Actions of the target policy that v averages over.
+#: Actions of the target policy that v averages over, J.
 N_SAMPLES = 4
 
 
@@ -35,13 +35,9 @@ class ActionRewards:
     """Largest size of each number of an observation in the log, or 1."""
 
     @torch.no_grad()
-    def of(
-        self, part: LoggedActions, policy: ContinuousPolicy, generator: torch.Generator, n_samples: int = N_SAMPLES
-    ) -> ModelRewards:
-        """What is expected of the logged actions, and of actions that a policy would take there."""
-        observations = in_precision_of(policy, part.observations)
-        drawn = [policy.act(observations, generator).actions.float() for _ in range(n_samples)]
-        target = torch.stack([self._expect(part, actions) for actions in drawn]).mean(0)
+    def of(self, part: LoggedActions, drawn: Float[Tensor, "D M A"]) -> ModelRewards:
+        """What is expected of the logged actions, and of D draws of a policy at each request."""
+        target = torch.stack([self._expect(part, actions.float()) for actions in drawn]).mean(0)
         return ModelRewards(self._expect(part, part.actions).numpy(), target.numpy())
 
     def _expect(self, part: LoggedActions, actions: Float[Tensor, "M A"]) -> Float[Tensor, " M"]:

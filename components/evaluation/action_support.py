@@ -4,10 +4,10 @@
     outside share  the share of the policy's draws, one a logged request, that lie farther out than 99 of 100 logged
                    actions do
 
-Distances know nothing of density: in many dimensions a policy whose every action is among the logged ones may still have
-weights of which a handful carry everything. So the pulled-back policy is made by its effective sample size. It is a
-Gaussian of the logged actions' own deviations, truncated to the box, whose middle is the policy's action moved along the
-straight line to μ until it is no farther out than
+Distances know nothing of density: in many dimensions a policy whose every action is among the logged ones may still
+have weights of which a handful carry everything. So the pulled-back policy is made by its effective sample size. It is
+a Gaussian of the logged actions' own deviations, truncated to the box, whose middle is the policy's action moved along
+the straight line to μ until it is no farther out than
 
     r = √log(n / (margin · floor)),        since ESS / n = exp(−d²) of two Gaussians that are d apart and as wide
 
@@ -174,24 +174,14 @@ def in_precision_of(policy: ContinuousPolicy, values: Float[Tensor, "M W"]) -> F
     return values.to(next((parameter.dtype for parameter in parameters), torch.float64))
 
 
-@torch.no_grad()
-def action_support(name: str, policy: ContinuousPolicy, log: Log, cloud: ActionCloud, seed: int) -> ActionSupport:
+def action_support(name: str, distances: Float64[Tensor, " M"], cloud: ActionCloud) -> ActionSupport:
     """Support distance of a policy on a log of actions.
 
     Args:
         name: of the policy.
-        policy: the one that is judged.
-        log: whose requests it is asked at.
+        distances: of its draws, one a logged request.
         cloud: the log's actions.
-        seed: of the policy's draws.
     """
-    generator = torch.Generator().manual_seed(seed)
-    distances = torch.cat(
-        [
-            cloud.distances(policy.act(in_precision_of(policy, part.observations), generator).actions)
-            for part in read_actions(log)
-        ]
-    )
     return ActionSupport(
         policy=name,
         outside_share=float((distances > cloud.radius).double().mean()),

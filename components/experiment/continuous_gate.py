@@ -8,8 +8,8 @@ The gate's checks (`gate`) are asked as they are, but for three:
 - *consistency of the logging probabilities* tests slates by their probabilities. Of densities it asks whether the
   Gaussian of the logged actions, whose weights hardly vary, has the mean weight 1.
 
-Beside the verdict stands the same for the policy pulled back to the log's support (`action_support`): what is left of it
-under the constraint that the log can judge it.
+Beside the verdict stands the same for the policy pulled back to the log's support (`action_support`): what is left of
+it under the constraint that the log can judge it.
 """
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -68,9 +68,7 @@ def judge_continuous(
         evidence=evidence,
         decision=decide_continuous(evidence, studied.densities, config, data_passed, data_text),
         pulled_back_evidence=constrained_evidence,
-        pulled_back_decision=decide_continuous(
-            constrained_evidence, studied.densities, config, data_passed, data_text
-        ),
+        pulled_back_decision=decide_continuous(constrained_evidence, studied.densities, config, data_passed, data_text),
     )
 
 
@@ -119,8 +117,8 @@ def _support(evidence: ActionEvidence) -> Reason:
     return _reason(
         SUPPORT,
         f"The challenger acts {verdict} what the log shows: {support.outside_share:.1%} of its actions lie farther out "
-        f"than {WITHIN:.0%} of the logged ones (half of them beyond {support.median_distance:.2f} deviations, the logged "
-        f"ones end at {support.radius:.2f}); at most {MOST_OUTSIDE:.0%} may.",
+        f"than {WITHIN:.0%} of the logged ones, which end {support.radius:.2f} deviations from their mean (half of the "
+        f"challenger's lie beyond {support.median_distance:.2f}); at most {MOST_OUTSIDE:.0%} may.",
         passed=support.inside,
     )
 
