@@ -33,8 +33,8 @@ from services.settings import ServiceSettings
 #: Configuration of every source by its name: the simulators, and one for each importer's file.
 SOURCES: dict[str, type[BaseModel]] = {
     "storefront": storefront.Config,
-    "virtual-taobao": virtual_taobao_log.Config,
     **{name: importer.Config for name, importer in sorted(importers().items())},
+    "virtual-taobao": virtual_taobao_log.Config,
 }
 if TYPE_CHECKING:
     SourceConfig = BaseModel
