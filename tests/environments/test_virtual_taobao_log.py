@@ -129,3 +129,22 @@ def test_a_level_out_of_reach_is_refused(environment: VirtualTaobao, monkeypatch
 def test_actions_outside_of_the_box_are_refused(action: object) -> None:
     with pytest.raises(ValidationError):
         Config.model_validate({"action": action})
+
+
+@pytest.mark.slow
+def test_two_hundred_thousand_pages_stream_in_parts_with_exact_densities(
+    environment: VirtualTaobao, tmp_path: Path
+) -> None:
+    config = Config(action=MIDDLE, n_sessions=28_000)
+    policy = logging_policy(config, environment)
+    log = write_virtual_taobao_log(config, weights(), tmp_path / "log", "shop")
+
+    lengths = []
+    for part in read_actions(log):
+        recomputed = policy.log_prob(part.observations.double(), part.actions.double())
+        assert torch.equal(part.log_probs, recomputed)
+        lengths.append(len(part.steps))
+
+    assert log.manifest.n_requests == sum(lengths) >= 200_000
+    assert len(lengths) == 7
+    assert max(lengths) < 50_000
