@@ -58,12 +58,13 @@ def run_loop(
 ) -> None:
     """Run the loop once: import, validate, learn, judge, decide, package, report."""
     from flows.as_of import read_as_of, require_past
-    from flows.config import load_config, source_path
+    from flows.config import load_config, require_slates, source_path
 
     known_by = [] if as_of is None else [f"as_of={read_as_of(as_of).isoformat()}"]
     # Without --source a file's own source counts.
     loaded = load_config(config, [*(settings or []), *known_by], source)
     require_past(loaded.as_of)
+    require_slates(loaded)
     source_path(loaded, path)
     platform = PlatformSettings()
     require_writable(out or platform.runs, "--out")
@@ -117,7 +118,8 @@ def replay_run(
 @command
 def import_source(
     source: Annotated[
-        str, typer.Option("--source", help="log, obd, trivago, sessions, movielens, table or storefront.")
+        str,
+        typer.Option("--source", help="log, obd, trivago, sessions, movielens, table, storefront or virtual-taobao."),
     ],
     out: Annotated[Path, typer.Option("--out", help="Folder of the log.")],
     path: SourcePath = None,
@@ -213,6 +215,8 @@ def evaluate_policy(
     )
 
     opened = open_log(log)
+    if opened.manifest.action_size:
+        raise InputError(f"{log}: is a log of actions, and packaged policies show slates; expected a log of slates")
     if Path(policy).is_dir():
         stored = load_policy(Path(policy))
     else:

@@ -17,7 +17,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationErro
 from components.agents.behavior import BehaviorConfig
 from components.agents.cem import CemConfig
 from components.agents.reinforce import ReinforceConfig
-from components.environments import storefront
+from components.environments import storefront, virtual_taobao_log
 from components.errors import InputError
 from components.evaluation.world_model_trust import TrustConfig
 from components.experiment.gate import GateConfig
@@ -30,9 +30,11 @@ from components.world_model.training import LikelihoodConfig
 from services.releases import MOST_CHALLENGED
 from services.settings import ServiceSettings
 
-#: Configuration of every source by its name: the simulator, and one for each importer's file.
-SOURCES: dict[str, type[BaseModel]] = {"storefront": storefront.Config} | {
-    name: importer.Config for name, importer in sorted(importers().items())
+#: Configuration of every source by its name: the simulators, and one for each importer's file.
+SOURCES: dict[str, type[BaseModel]] = {
+    "storefront": storefront.Config,
+    **{name: importer.Config for name, importer in sorted(importers().items())},
+    "virtual-taobao": virtual_taobao_log.Config,
 }
 if TYPE_CHECKING:
     SourceConfig = BaseModel
@@ -175,6 +177,19 @@ def source_path(config: LoopConfig, path: Path | None) -> Path | None:
     if not path.exists():
         raise InputError(f"{path}: no such file or folder; source {name!r} reads it")
     return path.resolve()
+
+
+def require_slates(config: LoopConfig) -> None:
+    """Refuse to run the loop on a source whose log has actions instead of slates.
+
+    Raises:
+        InputError: the loop cannot learn from such a source yet.
+    """
+    if isinstance(config.source, virtual_taobao_log.Config):
+        raise InputError(
+            "source 'virtual-taobao' logs actions of continuous numbers, and the loop learns from slates of items; "
+            "of actions `slateloop import` and `slateloop validate` make and check a log"
+        )
 
 
 def interaction_database(path: Path | None) -> str:

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from components.errors import InputError
 from flows.automations import SILENCE, TOO_LATE, put_automations
-from flows.config import LoopConfig, load_config, source_path
+from flows.config import LoopConfig, load_config, require_slates, source_path
 from flows.lineage import git_commit
 from flows.settings import REPOSITORY, PlatformSettings
 
@@ -108,6 +108,7 @@ def deploy(
         InputError: the configuration is wrong, PREFECT_API_URL is not set, or nothing answers there.
     """
     loop = load_config(file, settings)
+    require_slates(loop)
     source_path(loop, path)
     url = os.environ.get("PREFECT_API_URL")
     if not url:

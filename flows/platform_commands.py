@@ -79,9 +79,10 @@ def start_platform(
 ) -> None:
     """Start Prefect, a worker, the endpoint and Evidently on this machine, and deploy a loop; Ctrl-C ends them."""
     from flows import platform
-    from flows.config import load_config, source_path
+    from flows.config import load_config, require_slates, source_path
 
     loaded = load_config(config, settings or [])
+    require_slates(loaded)
     source_path(loaded, path)
     home = PlatformSettings().home.resolve()
     server = platform.server_part(prefect_port)

@@ -14,7 +14,7 @@ from components.interactions.importers import interaction_log, table
 from components.interactions.log import InteractionLog
 from flows import platform_stages, stages
 from flows.as_of import pinned
-from flows.config import LoopConfig, interaction_database, source_path
+from flows.config import LoopConfig, interaction_database, require_slates, source_path
 from flows.events import LoopEvent, emit
 from flows.lineage import digest_of, folder_digest
 from flows.releasing import RefusedError, let_out, open_releases
@@ -58,6 +58,7 @@ def retraining(
 
 def retrain(config: LoopConfig, path: Path | None, runs: Path | None, fresh: bool) -> RunSummary:
     """The loop, stage by stage."""
+    require_slates(config)
     torch.set_num_threads(config.threads)
     settings = PlatformSettings()
     is_of_now = config.as_of is None

@@ -28,7 +28,7 @@ from components.agents.propensities import (
     save_cross_fitted,
 )
 from components.agents.reinforce import ReinforceConfig, train_reinforce
-from components.environments import storefront
+from components.environments import storefront, virtual_taobao_log
 from components.environments.interface import Environment
 from components.environments.rollout import LEARNED_FEEDBACK, rollout
 from components.errors import InputError
@@ -146,6 +146,8 @@ def _write_whole_log(config: LoopConfig, path: Path | None, out: Path) -> Log:
     if isinstance(source, storefront.Config):
         return storefront.write_storefront_log(source, config.loop, out)
     assert path is not None
+    if isinstance(source, virtual_taobao_log.Config):
+        return virtual_taobao_log.write_virtual_taobao_log(source, path, out, config.loop)
     importer = importers()[source.name]  # type: ignore[attr-defined]
     return importer.import_log(source, path, out, config.loop, config.as_of)
 

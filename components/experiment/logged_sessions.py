@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import polars as pl
 
 from components.experiment.guardrails import Metric
-from components.interactions.contract import reward_per_position
+from components.interactions.contract import request_reward
 from components.interactions.log_folder import Log
 
 REWARD = "reward"
@@ -22,13 +22,13 @@ def logged_sessions(log: Log) -> pl.DataFrame:
 
     return (
         log.scan()
-        .with_columns(reward_per_position(log.manifest))
+        .with_columns(request_reward(log.manifest))
         .sort("session_id", "step")
         .group_by("session_id", maintain_order=True)
         .agg(
             pl.col("user_id").first(),
             pl.col("timestamp").min(),
-            pl.when(pl.col(REWARD).is_not_null().any()).then(pl.col(REWARD).list.sum().sum()).alias(REWARD),
+            pl.when(pl.col(REWARD).is_not_null().any()).then(pl.col(REWARD).sum()).alias(REWARD),
             pl.len().cast(pl.Float64).alias(Metric.SESSION_LENGTH.value),
             count("clicked").alias(Metric.CLICKS.value),
             count("purchased").alias(Metric.PURCHASES.value),

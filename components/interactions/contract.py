@@ -15,10 +15,10 @@ available_at         datetime[us, UTC], nullable   when its feedback was known
 candidates           list[string], nullable        items that might have been shown, written out
 candidates_digest    string, nullable              or a key into the log's candidate table
 slate                list[string], nullable        items shown, in display order; null where a log has no slates
-action               list[float32], nullable       ranking weights or another continuous action
+action               list[float32], nullable       ranking weights or another continuous action, in [-1, 1]
 slate_log_prob       float64, nullable             of the ordered slate under the logging policy (given the weights)
 position_log_probs   list[float64], nullable       of each position given those above it; they sum to slate_log_prob
-action_log_prob      float64, nullable             density of `action` under the logging policy
+action_log_prob      float64, nullable             log-density of `action` under the logging policy
 exposed              list[bool], nullable          per position: was it in view
 clicked              list[bool], nullable          per position; null = unknown, false = observed and none
 purchased            list[bool], nullable          per position; null = unknown, false = observed and none
@@ -32,6 +32,10 @@ arm, experiment      string, nullable              where the logging policy stoo
 ===================  ============================  =====================================================================
 
 Version 2 added `position_log_probs`. Logs of version 1 are read as they are: they lack it, which says what null does.
+
+Logs of actions (`action_size` above 0) have no slates: what was chosen is the vector `action`, and the reward weighs
+request signals. They have no version of their own, since their rows have no column that others lack, and a program that
+does not know them cannot misread them: it refuses a manifest with a key that it does not know.
 """
 
 from enum import StrEnum
@@ -96,8 +100,15 @@ class Feature(BaseModel):
 Responses = Literal["per_position", "choice"]
 
 
+#: What stands before a request signal's name in a reward's weights, where a log has no positions.
+OF_REQUEST = "request."
+
+
 class Reward(BaseModel):
-    """One number per request: sum over positions of the weighted feedback, `Σ_k Σ_signal weight · signal_k`."""
+    """One number per request: sum over positions of the weighted feedback, `Σ_k Σ_signal weight · signal_k`.
+
+    Where a log has actions and no slates there are no positions: `Σ_signal weight · signal` of the request's signals.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -105,7 +116,8 @@ class Reward(BaseModel):
     version: int = Field(default=1, ge=1)
     weights: dict[str, float] = Field(
         default={"clicked": 1.0, "purchased": 3.0},
-        description="Weight of `clicked`, `purchased` or a signal's name in the reward of one position.",
+        description="Weight of `clicked`, `purchased` or a signal's name in the reward of one position; in a log of "
+        "actions, weight of `request.NAME` for the request signal NAME.",
     )
 
 
@@ -123,6 +135,13 @@ class Manifest(BaseModel):
         description="Whether each position is answered on its own, or one item of the slate (or none) is chosen."
     )
     slate_size: int = Field(ge=0, description="Longest slate K; 0 where there are no slates.")
+    action_size: int = Field(
+        default=0,
+        ge=0,
+        # Manifests of slates stay as they were, for programs that know no actions.
+        exclude_if=lambda size: size == 0,
+        description="Numbers of an action; 0 where there are no actions. A log has slates or actions, not both.",
+    )
     has_users: bool = Field(default=True, description="False where a session had to stand in for its user.")
     has_times: bool = Field(default=True, description="False where the source has no times: `timestamp` is null.")
     has_purchases: bool = Field(default=True, description="False where purchases were not observed.")
@@ -140,9 +159,16 @@ class Manifest(BaseModel):
     @model_validator(mode="after")
     def _known_reward_signals(self) -> Self:
         known = {"clicked", "purchased", *self.signals}
+        if self.action_size:
+            known = {f"{OF_REQUEST}{name}" for name in self.request_signals}
         if unknown := sorted(set(self.reward.weights) - known):
             raise ValueError(f"reward.weights: {unknown} are no signals of this log; it has {sorted(known)}")
-        if (self.slate_size == 0) != (self.evidence is Evidence.CLICKS):
+        if self.action_size and (self.slate_size or self.evidence is not Evidence.PROPENSITIES):
+            raise ValueError(
+                f"action_size: {self.action_size} does not fit slate_size {self.slate_size} and evidence "
+                f"{self.evidence.value!r}; a log of actions has no slates, and the log-density of each action"
+            )
+        if not self.action_size and (self.slate_size == 0) != (self.evidence is Evidence.CLICKS):
             raise ValueError(
                 f"slate_size: {self.slate_size} does not fit evidence {self.evidence.value!r}; "
                 "0 is for 'clicks', and only for it"
@@ -209,3 +235,16 @@ def reward_per_position(manifest: Manifest) -> pl.Expr:
     for term in terms[1:]:
         total = total + pl.coalesce(term, none)
     return total.alias("reward")
+
+
+def request_reward(manifest: Manifest) -> pl.Expr:
+    """Reward of each row as float64, unknown feedback counted as none; null only where nothing of it is known."""
+    if not manifest.action_size:
+        return reward_per_position(manifest).list.sum()
+    terms = {
+        name: pl.col("request_signals").struct.field(name.removeprefix(OF_REQUEST)).cast(pl.Float64)
+        for name in manifest.reward.weights
+    }
+    known = pl.any_horizontal(term.is_not_null() for term in terms.values())
+    total = pl.sum_horizontal(term * manifest.reward.weights[name] for name, term in terms.items())
+    return pl.when(known).then(total).alias("reward")

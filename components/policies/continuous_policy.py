@@ -137,7 +137,7 @@ class UniformActions:
 
     def log_prob(self, observations: Float[Tensor, "B S"], actions: Float[Tensor, "B A"]) -> Float[Tensor, " B"]:
         """−A log 2."""
-        return torch.full((len(actions),), -self.action_size * 0.6931471805599453, device=actions.device)
+        return actions.new_full((len(actions),), -self.action_size * 0.6931471805599453)
 
     def mode(self, observations: Float[Tensor, "B S"]) -> Float[Tensor, "B A"]:
         """The middle of the box."""

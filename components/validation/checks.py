@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
 
 from components.errors import ContractError, InputError, TooManyBadRowsError
-from components.interactions.contract import CANDIDATE_SCHEMA, Evidence, Manifest
+from components.interactions.contract import CANDIDATE_SCHEMA, OF_REQUEST, Evidence, Manifest
 from components.interactions.log_folder import Log, content_digest, copy_log, write_log
 from components.validation.data_docs import Expectation, ExpectationResult, Severity, assert_and_render
 from components.validation.profile import ROUNDING, item_profile, profile, sum_part
@@ -199,7 +199,7 @@ def validate(log: Log, config: ValidationConfig, out: Path, as_of: datetime | No
     expectations = [
         *_expectations(log.manifest, config, rules),
         *_feature_expectations(log.manifest, config),
-        *(_propensity_expectations(metrics, config) if log.manifest.evidence is Evidence.PROPENSITIES else []),
+        *_propensity_expectations(log.manifest, metrics, config),
     ]
     expectations = [expectation for expectation in expectations if expectation.metric in metrics]
     results = assert_and_render(expectations, metrics, out / "data_docs")
@@ -266,7 +266,7 @@ def _expectations(manifest: Manifest, config: ValidationConfig, rules: tuple[Rul
     weighed = [name for name in manifest.reward.weights if name != "purchased" or manifest.has_purchases]
     columns = [_column(name) for name in weighed]
     others = [f"signals.{name}" for name in manifest.signals if name not in weighed]
-    others += [name for name in ("clicked", "purchased") if name not in weighed]
+    others += [name for name in ("clicked", "purchased") if name not in weighed and manifest.slate_size]
     return [
         *expectations,
         *(
@@ -294,6 +294,7 @@ def _feature_expectations(manifest: Manifest, config: ValidationConfig) -> list[
     context = [f"context.{feature.name}" for feature in manifest.context]
     items = [f"items.{feature.name}" for feature in manifest.item_features]
     signals = [f"request_signals.{name}" for name in manifest.request_signals]
+    weighed = [_column(name) for name in manifest.reward.weights]
     return [
         *(
             Expectation(
@@ -313,13 +314,25 @@ def _feature_expectations(manifest: Manifest, config: ValidationConfig) -> list[
             Expectation(f"{name} differs", f"range.{name}", minimum=0.0, strict=True, severity="warning")
             for name in (*context, *items)
         ),
-        *(_steady(name, config, "warning") for name in (*context, *signals)),
+        *(_steady(name, config, "warning") for name in (*context, *signals) if name not in weighed),
         *(_steady(f"known.{name}", config, "warning") for name in (*context, *signals)),
     ]
 
 
-def _propensity_expectations(metrics: Mapping[str, float], config: ValidationConfig) -> list[Expectation]:
+def _propensity_expectations(
+    manifest: Manifest, metrics: Mapping[str, float], config: ValidationConfig
+) -> list[Expectation]:
     """What no policy's own log_probs could be; see `components.validation.profile` for the two identities."""
+    if manifest.evidence is not Evidence.PROPENSITIES:
+        return []
+    if manifest.action_size:
+        return [
+            Expectation(
+                "action_log_prob is on average not below that of actions drawn at random, which no policy's own is",
+                "log_density_over_uniform",
+                minimum=-max(ROUNDING, _CHANCE_NATS / max(metrics["accepted_requests"], 1.0)),
+            )
+        ]
     certain = Expectation(
         "slate_log_prob is not 0 wherever there was a choice, as if every slate had been certain",
         "share_of_certain_slates",
@@ -366,6 +379,8 @@ def _steady(name: str, config: ValidationConfig, severity: Severity) -> Expectat
 
 def _column(feedback: str) -> str:
     """The column of what a reward names."""
+    if feedback.startswith(OF_REQUEST):
+        return f"request_signals.{feedback.removeprefix(OF_REQUEST)}"
     return feedback if feedback in ("clicked", "purchased") else f"signals.{feedback}"
 
 

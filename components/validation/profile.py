@@ -9,7 +9,8 @@ candidates, and u the probability (N − K)! / N! of a slate drawn at random,
     E[u / π] = 1     and     E[ln π − ln u] ≥ 0
 
 whatever the policy: the first sums all slates, the second is a Kullback-Leibler divergence. Log_probs in another base,
-of the set instead of the order, or of other candidates break one of them.
+of the set instead of the order, or of other candidates break one of them. For densities over the box [-1, 1]^A the
+second holds too, with u = 2^-A; the first only where π > 0 on all of it, which is not asked of a policy of actions.
 """
 
 import math
@@ -20,7 +21,7 @@ import numpy as np
 import polars as pl
 from scipy.special import gammaln
 
-from components.interactions.contract import Evidence, Feature, Manifest, reward_per_position
+from components.interactions.contract import OF_REQUEST, Evidence, Feature, Manifest, request_reward
 from components.validation.steadiness import quarter_sums, steadiness
 
 #: Log_probs may have been written with two decimals.
@@ -120,12 +121,39 @@ def _ratios(manifest: Manifest) -> list[Ratio]:
         ratios.append(Ratio(f"null_share.context.{feature.name}", cell.is_null().sum(), pl.len()))
         if feature.values:
             ratios.append(Ratio(f"unknown_share.context.{feature.name}", _unknown(feature, cell).sum(), cell.count()))
+    if manifest.action_size:
+        return [*ratios, *_action_ratios(manifest)]
     return ratios if manifest.evidence is Evidence.CLICKS else [*ratios, *_slate_ratios(manifest)]
+
+
+def _action_ratios(manifest: Manifest) -> list[Ratio]:
+    reward, log_prob = request_reward(manifest), pl.col("action_log_prob")
+    signals = [name.removeprefix(OF_REQUEST) for name in manifest.reward.weights]
+    over_uniform = log_prob + manifest.action_size * math.log(2.0)
+    return [
+        Ratio("mean_reward", reward.sum(), reward.count()),
+        Ratio("share_with_log_prob", log_prob.count(), pl.len()),
+        Ratio("mean_log_prob", log_prob.sum(), log_prob.count()),
+        Ratio("log_density_over_uniform", over_uniform.sum(), log_prob.count()),
+        *(
+            Ratio(f"mean.request_signals.{name}", cell.sum(), cell.count())
+            for name in manifest.request_signals
+            for cell in [pl.col("request_signals").struct.field(name)]
+        ),
+        *(
+            Ratio(
+                f"null_share.request_signals.{name}",
+                pl.col("request_signals").struct.field(name).is_null().sum(),
+                pl.len(),
+            )
+            for name in signals
+        ),
+    ]
 
 
 def _slate_ratios(manifest: Manifest) -> list[Ratio]:
     clicked, log_prob, n_candidates = pl.col("clicked"), pl.col("slate_log_prob"), pl.col("n_candidates")
-    reward = reward_per_position(manifest).list.sum()
+    reward = request_reward(manifest)
     # Where the candidates are unknown there is no sign that a slate was the only one possible.
     chosen = log_prob.is_not_null() & (n_candidates.is_null() | (n_candidates > 1))
     ratios = [
@@ -158,7 +186,7 @@ def _propensity_ratios() -> list[Ratio]:
 
 
 def _ranges(manifest: Manifest) -> list[Range]:
-    reward = reward_per_position(manifest).list.sum()
+    reward = request_reward(manifest)
     log_prob = pl.col("slate_log_prob").filter(_uncertain())
     return [
         Range("reward_range", reward, reward),

@@ -129,6 +129,7 @@ def row_rules(
         *_session_rules(),
         *_time_rules(manifest, as_of, credible),
         *_slate_rules(manifest, lookups),
+        *_action_rules(manifest),
         *_candidate_rules(manifest, lookups),
         *_feedback_rules(manifest),
         *_number_rules(manifest),
@@ -317,11 +318,11 @@ def _slate_rules(manifest: Manifest, lookups: Lookups) -> tuple[Rule, ...]:
     ]
     if "position_log_probs" in manifest.schema():
         rules.extend(_position_rules())
-    if manifest.evidence is not Evidence.CLICKS:
+    if manifest.slate_size:
         rules.append(
             Rule("slate_is_missing", "at least one item", ("slate",), slate.is_null() | (slate.list.len() == 0))
         )
-    if manifest.evidence is Evidence.PROPENSITIES:
+    if manifest.slate_size and manifest.evidence is Evidence.PROPENSITIES:
         rules.append(
             Rule(
                 "slate_log_prob_is_missing",
@@ -331,6 +332,37 @@ def _slate_rules(manifest: Manifest, lookups: Lookups) -> tuple[Rule, ...]:
             )
         )
     return tuple(rules)
+
+
+def _action_rules(manifest: Manifest) -> tuple[Rule, ...]:
+    if not manifest.action_size:
+        return ()
+    action, log_prob = pl.col("action"), pl.col("action_log_prob")
+    shown = [pl.col(name) for name in ("candidates", "candidates_digest", "slate_log_prob", "position_log_probs")]
+    # What is no number at all is outside too.
+    inside = (pl.element().abs() <= 1.0).fill_null(False)
+    return (
+        Rule("action_is_missing", "an action", ("action",), action.is_null()),
+        Rule(
+            "action_of_other_length",
+            f"action_size = {manifest.action_size} numbers",
+            ("action",),
+            action.list.len() != manifest.action_size,
+        ),
+        Rule("action_outside_box", "numbers in [-1, 1]", ("action",), ~action.list.eval(inside).list.all()),
+        Rule(
+            "action_log_prob_is_missing",
+            "an action_log_prob, as the log has actions",
+            ("action_log_prob",),
+            log_prob.is_null(),
+        ),
+        Rule(
+            "slate_beside_action",
+            "no candidates and no log_prob of a slate, as the log has actions",
+            ("candidates", "candidates_digest", "slate_log_prob"),
+            pl.any_horizontal(cell.is_not_null() for cell in shown),
+        ),
+    )
 
 
 def _position_rules() -> tuple[Rule, ...]:
@@ -364,7 +396,7 @@ def _candidate_rules(manifest: Manifest, lookups: Lookups) -> tuple[Rule, ...]:
         candidates.is_null() & digest.is_null(),
     )
     return (
-        *([] if manifest.evidence is Evidence.CLICKS else [missing]),
+        *([missing] if manifest.slate_size else []),
         Rule(
             "candidates_digest_unknown",
             "a candidates_digest of the candidate table",

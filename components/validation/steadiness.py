@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from components.interactions.contract import Evidence, Manifest
+from components.interactions.contract import Manifest
 from components.interactions.log_folder import Log
 
 #: Values other than zero that a quarter must lead one to expect before its mean says anything.
@@ -74,7 +74,7 @@ def steadiness(sums: Mapping[str, float | None], manifest: Manifest, ends: tuple
 def readings(manifest: Manifest) -> list[Reading]:
     """What is compared: feedback on slates, request signals, numeric context, and how often features are known."""
     found = []
-    if manifest.evidence is not Evidence.CLICKS:
+    if manifest.slate_size:
         feedback = ["clicked"] + ["purchased"] * manifest.has_purchases
         found += [_of_positions(name) for name in (*feedback, *(f"signals.{name}" for name in manifest.signals))]
     fields = [("request_signals", name, "numeric") for name in manifest.request_signals]

@@ -16,6 +16,7 @@ import pytest
 from click.testing import Result
 from ledger_entries import ab_result, ledger_entry
 from typer.testing import CliRunner
+from virtual_taobao import weights
 
 from components.interactions.log import InteractionLog, Recommended
 from components.interactions.log_folder import Log, open_log
@@ -424,3 +425,37 @@ def test_a_load_test_tells_what_it_found() -> None:
     assert table.exit_code == 0 and "no answer" in table.stdout
     assert json.loads(call(*arguments, "--json").stdout)["statuses"] == {"no answer": 5}
     assert "expected http://HOST:PORT" in refused("load-test", "--url", "nowhere")
+
+
+TAOBAO = ("--source", "virtual-taobao", "--path", Path(__file__).parents[2] / "../shared/data/virtual_taobao")
+
+
+def test_a_log_of_actions_is_imported_and_validated(tmp_path: Path) -> None:
+    weights()
+    settings = ("--set", "source.policy=uniform", "--set", "source.n_sessions=200")
+
+    made = call("import", *TAOBAO, *settings, "--out", tmp_path / "log")
+    checked = call("validate", tmp_path / "log")
+
+    assert "requests, evidence: propensities" in made.stdout
+    assert "draws each of the 27 numbers from [-1, 1]" in made.stdout
+    assert checked.exit_code == 0, checked.output
+    assert ", 0 put aside" in checked.stdout
+    assert "warning" not in checked.stderr
+    assert call("plan-ab", "--log", tmp_path / "log", "--effect", "0.05").exit_code == 0
+    assert "expected a log of slates" in refused("evaluate", "--policy", tmp_path, "--log", tmp_path / "log")
+
+
+@pytest.mark.parametrize("path", [(), TAOBAO[2:]])
+def test_the_loop_says_that_it_cannot_learn_from_actions_yet(path: tuple[str, ...]) -> None:
+    told = refused("run", *TAOBAO[:2], *path)
+
+    assert told.startswith("slateloop: source 'virtual-taobao' logs actions of continuous numbers")
+    assert "`slateloop import`" in told
+
+
+def test_weights_that_are_not_there_are_named(tmp_path: Path) -> None:
+    told = refused("import", *TAOBAO[:2], "--path", tmp_path, "--out", tmp_path / "log")
+
+    assert f"{tmp_path}/generator_model.pt: no such file" in told
+    assert not (tmp_path / "log").exists()

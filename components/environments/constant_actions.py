@@ -1,0 +1,118 @@
+"""Constant actions of Virtual Taobao, found by climbing the simulator's own gradient. No agent may use them.
+
+Two of them are wanted: one of middling quality, around which a log is written, and one that is as good as any, against
+which every agent is held. Expected clicks form plateaus on which gradients vanish, so each climb has its own objective:
+
+    middling   E[clicks] under a truncated Gaussian of the log's deviation, from the action 0 until a level is reached
+    best       E[log P(most clicks)], from the action 0: a logarithm has a slope where the probability is next to none
+"""
+
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from components.environments.virtual_taobao import (
+    ACTION_SIZE,
+    CLICK_COUNTS,
+    ITEMS_OF_A_PAGE,
+    VirtualTaobao,
+    VirtualTaobaoState,
+)
+from components.errors import InputError
+from components.policies import truncated_gaussian
+
+#: Users whose pages a climb looks at, and the size of its steps.
+USERS, RATE = 200, 0.02
+#: Steps after which a climb ends.
+MOST_STEPS = 150
+#: Actions stay this far inside the box, so that a density around them is not all cut off.
+EDGE = 0.95
+#: Decimals of a found action: few enough to write it down, and to find the same one on another machine.
+DECIMALS = 3
+_FLOOR = 1e-30
+
+
+def visited_pages(environment: VirtualTaobao, n_users: int, generator: torch.Generator) -> VirtualTaobaoState:
+    """Every page that new users will look at, a row each; what they did on the page before is left at 0.
+
+    Clicks do not depend on what was done before, so these are all the states that a constant action is asked in.
+    """
+    users = environment.open(environment.draw_users(n_users, generator), generator)
+    row = torch.repeat_interleave(torch.arange(n_users, device=environment.device), users.pages)
+    first = users.pages.cumsum(0) - users.pages
+    pages = users.select(row)
+    index = torch.arange(len(row), device=environment.device) - first[row]
+    return replace(pages, observations=torch.cat([pages.observations[:, :-1], index[:, None].float()], dim=1))
+
+
+def click_through_rate(
+    environment: VirtualTaobao, pages: VirtualTaobaoState, actions: Float[Tensor, "B 27"]
+) -> Float[Tensor, ""]:
+    """Expected clicks / pages / 10 of one action a page."""
+    counts = torch.arange(CLICK_COUNTS, device=environment.device, dtype=actions.dtype)
+    return (environment.page(pages, actions).clicks @ counts).mean() / ITEMS_OF_A_PAGE
+
+
+def middling_constant(environment: VirtualTaobao, deviation: float, level: float, seed: int) -> Float[Tensor, " 27"]:
+    """The first action of the climb around which Gaussian actions have the click-through rate `level`.
+
+    Args:
+        environment: the simulator.
+        deviation: σ of the Gaussian, which is truncated to the box.
+        level: click-through rate to reach.
+        seed: of users and noise.
+
+    Raises:
+        InputError: the climb ends below the level.
+    """
+    generator = torch.Generator(environment.device).manual_seed(seed)
+    pages = visited_pages(environment, USERS, generator)
+    action, optimizer = _start(environment)
+    reached = 0.0
+    for _ in range(MOST_STEPS):
+        middle = action.detach().double().expand(len(pages.pages), -1)
+        drawn = truncated_gaussian.draw(middle, torch.full_like(middle[0], deviation), generator)
+        # Draws move with their middle; how the cut moves is left out.
+        value = click_through_rate(environment, pages, action + (drawn - middle).float())
+        if float(value.detach()) >= level:
+            return _written_down(action)
+        reached = max(reached, float(value.detach()))
+        _climb(value, action, optimizer)
+    raise InputError(
+        f"level: {level:g} is not reached by a constant action with deviation {deviation:g}; the climb ended at "
+        f"{reached:.3f}"
+    )
+
+
+def best_constant(environment: VirtualTaobao, seed: int) -> Float[Tensor, " 27"]:
+    """A constant action that gets nearly all clicks of nearly all users."""
+    generator = torch.Generator(environment.device).manual_seed(seed)
+    pages = visited_pages(environment, USERS, generator)
+    action, optimizer = _start(environment)
+    best, chosen = 0.0, action.detach().clone()
+    for _ in range(MOST_STEPS):
+        clicks = environment.page(pages, action.expand(len(pages.pages), -1)).clicks
+        rate = float(clicks.detach().float().mean(0) @ torch.arange(CLICK_COUNTS, device=clicks.device).float())
+        if rate > best:
+            best, chosen = rate, action.detach().clone()
+        _climb(clicks[:, -1].clamp(min=_FLOOR).log().mean(), action, optimizer)
+    return _written_down(chosen)
+
+
+def _start(environment: VirtualTaobao) -> tuple[Tensor, torch.optim.Optimizer]:
+    action = torch.zeros(ACTION_SIZE, device=environment.device, requires_grad=True)
+    return action, torch.optim.Adam([action], lr=RATE, maximize=True)
+
+
+def _climb(value: Float[Tensor, ""], action: Float[Tensor, " 27"], optimizer: torch.optim.Optimizer) -> None:
+    optimizer.zero_grad()
+    value.backward()
+    optimizer.step()
+    with torch.no_grad():
+        action.clamp_(-EDGE, EDGE)
+
+
+def _written_down(action: Float[Tensor, " 27"]) -> Float[Tensor, " 27"]:
+    return torch.round(action.detach(), decimals=DECIMALS)
