@@ -158,7 +158,8 @@ def train_ddpg(
 
     Args:
         environment: on whose device all happens.
-        config: the defaults are for Virtual Taobao, where no action matters later and γ is 0; `PUBLISHED` is the setting published with it.
+        config: the defaults are for Virtual Taobao, where no action matters later and γ is 0; `PUBLISHED` is the
+            setting published with it.
         seed: of the only sources of chance; the same one gives the same parameters.
         watch: told after each iteration.
 
