@@ -166,19 +166,25 @@ def test_the_temperature_of_sac_falls_while_its_entropy_is_above_the_target_and_
     rows = torch.rand(64, 2, generator=torch.Generator().manual_seed(0))
     batch = Transitions(rows, rows, rows[:, 0], rows, torch.zeros(64, dtype=torch.bool))
     for target, direction in ((-50.0, -1), (50.0, 1)):
-        learner = Sac(torch.ones(2), 2, SacConfig(**SMALL, target_entropy=target, temperature_rate=0.01), seed=0)
+        learner = Sac(
+            torch.ones(2), 2, SacConfig(**SMALL, temperature=1.0, target_entropy=target, temperature_rate=0.01), seed=0
+        )
         learner.update(batch)
         # Adam's first step is its learning rate.
         assert learner.temperature.log().item() == pytest.approx(direction * 0.01, rel=1e-3)
 
 
 def test_the_entropy_of_sac_settles_at_its_target():
-    """With no reward to gain, the actor widens until the temperature gives way: 2 numbers, target −2 nats."""
-    rows = torch.rand(64, 2, generator=torch.Generator().manual_seed(0))
-    batch = Transitions(rows, rows, torch.zeros(64), rows, torch.ones(64, dtype=torch.bool))
-    learner = Sac(torch.ones(2), 2, SacConfig(**SMALL, temperature_rate=0.03, target_entropy=-2.0), seed=0)
-    for _ in range(400):
-        learner.update(batch)
+    """Costs |a|² draw the actor together, the temperature spreads it: 2 numbers, target −2 nats."""
+    generator = torch.Generator().manual_seed(0)
+    learner = Sac(
+        torch.ones(2), 2, SacConfig(**SMALL, temperature=1.0, temperature_rate=0.02, target_entropy=-2.0), seed=0
+    )
+    observations, ended = torch.ones(64, 2), torch.ones(64, dtype=torch.bool)
+    for _ in range(500):
+        actions = 2.0 * torch.rand(64, 2, generator=generator) - 1.0
+        learner.update(Transitions(observations, actions, -actions.square().sum(1), observations, ended))
     with torch.no_grad():
-        choice = learner.policy.act(rows.repeat(20, 1), torch.Generator().manual_seed(1))
+        choice = learner.policy.act(torch.ones(2_000, 2), generator)
     assert -choice.log_probs.mean().item() == pytest.approx(-2.0, abs=0.5)
+    assert 0 < learner.temperature.item() < 0.2
