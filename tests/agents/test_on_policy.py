@@ -30,21 +30,21 @@ class TwoArmsTwoNumbers(TwoArms):
         return state.bias.expand(-1, 2)
 
 
-ARMS = {"steps": 10_000, "gamma": 0.0, "hidden": (16,), "seeking": 0.0}
+ARMS = {"steps": 20_000, "gamma": 0.0, "hidden": (16,), "seeking": 0.0}
 QUADRATIC = {"gamma": 0.95, "hidden": (32, 32), "seeking": 0.0, "log_deviation": -1.0}
 PPO = {"sessions": 64, "session_steps": 10, "minibatch": 320}
 AGENTS = [
-    pytest.param(train_ppo, PpoConfig, PPO, 50_000, id="ppo"),
+    pytest.param(train_ppo, PpoConfig, PPO, 40_000, id="ppo"),
     pytest.param(
-        train_two_stream_ppo, TwoStreamPpoConfig, {**PPO, "static_size": 1, "static_every": 2}, 50_000, id="two-stream"
+        train_two_stream_ppo, TwoStreamPpoConfig, {**PPO, "static_size": 1, "static_every": 2}, 40_000, id="two-stream"
     ),
     pytest.param(train_a2c, A2cConfig, {"sessions": 64, "session_steps": 5}, 100_000, id="a2c"),
-    pytest.param(train_continuous_reinforce, ContinuousReinforceConfig, {"sessions": 32}, 100_000, id="reinforce"),
+    pytest.param(train_continuous_reinforce, ContinuousReinforceConfig, {"sessions": 32}, 80_000, id="reinforce"),
 ]
 
 
 @pytest.mark.parametrize(("train", "config", "settings", "steps"), AGENTS)
-def test_an_agent_learns_to_pull_the_better_of_two_arms(train, config, settings, steps):
+def test_an_agent_learns_to_pull_the_better_of_two_arms_within_20_000_steps(train, config, settings, steps):
     arms = TwoArmsTwoNumbers()
     policy = train(arms, config(**{**settings, **ARMS}), 0)
     generator = torch.Generator().manual_seed(1)
@@ -138,7 +138,7 @@ def test_what_is_collected_has_the_density_of_its_actions_and_values_as_targets(
 
 def test_returns_of_whole_sessions_are_those_of_each_session_alone():
     class TwoLengths(LinearQuadratic):
-        """The second of two users leaves after two steps, the first after three; each step earns 1, 10, 100."""
+        """Users stay where they are: three steps right of the middle, else two; a step earns 1, then 10, then 100."""
 
         def step(self, state, actions, generator):
             outcome, after = super().step(state, actions, generator)
@@ -149,7 +149,7 @@ def test_returns_of_whole_sessions_are_those_of_each_session_alone():
 
     plant = TwoLengths()
     policy, _ = actor_and_critic(plant, (8,), -1.0, 0)
-    observations, latents, returns = whole_sessions(plant, policy, 8, 0.5, torch.Generator().manual_seed(0))
+    observations, latents, returns = whole_sessions(plant, policy, 8, 0.5, torch.Generator().manual_seed(1))
     long = observations[:, 0] > 0
     assert len(returns) == len(latents) == 2 * 8 + int(long[:8].sum())
     assert sorted(set(returns[long].tolist())) == [31.0, 60.0, 100.0]
