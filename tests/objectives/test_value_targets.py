@@ -28,9 +28,7 @@ def test_without_discounting_the_targets_are_the_rewards():
 
 
 def test_the_soft_value_takes_the_lower_twin_and_adds_the_entropy():
-    value = soft_value(
-        torch.tensor([3.0, 1.0]), torch.tensor([2.0, 4.0]), torch.tensor([-1.0, 0.5]), torch.tensor(0.2)
-    )
+    value = soft_value(torch.tensor([3.0, 1.0]), torch.tensor([2.0, 4.0]), torch.tensor([-1.0, 0.5]), torch.tensor(0.2))
     assert value.tolist() == pytest.approx([2.0 + 0.2, 1.0 - 0.1])
 
 
@@ -67,7 +65,10 @@ def test_the_gradient_of_the_log_temperature_is_the_entropy_less_its_target():
 
 
 def test_soft_updates_go_a_share_of_the_way():
-    target, source = [torch.tensor([1.0, 2.0]), torch.tensor([[4.0]])], [torch.tensor([3.0, 2.0]), torch.tensor([[0.0]])]
+    target, source = (
+        [torch.tensor([1.0, 2.0]), torch.tensor([[4.0]])],
+        [torch.tensor([3.0, 2.0]), torch.tensor([[0.0]])],
+    )
     soft_update(target, source, tau=0.25)
     assert target[0].tolist() == [1.5, 2.0]
     assert target[1].tolist() == [[3.0]]
