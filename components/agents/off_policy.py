@@ -1,7 +1,7 @@
 """The loop that DDPG, TD3 and SAC share: act, remember, learn from what is remembered."""
 
 import math
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -14,6 +14,7 @@ from components.errors import InputError
 from components.policies.continuous_policy import ContinuousPolicy, UniformActions
 
 
+@runtime_checkable
 class Schedule(Protocol):
     """How long an agent acts and how much it learns from it; the configurations of agents are such schedules."""
 
@@ -48,6 +49,7 @@ class Schedule(Protocol):
         ...
 
 
+@runtime_checkable
 class Learner(Protocol):
     """An agent that learns from steps of any policy."""
 
