@@ -25,14 +25,14 @@ class A2cConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    steps: int = Field(default=1_000_000, ge=1, description="Environment steps of all sessions; whole updates.")
+    steps: int = Field(default=400_000, ge=1, description="Environment steps of all sessions; whole updates.")
     sessions: int = Field(default=1024, ge=1, description="Sessions that run side by side.")
     session_steps: int = Field(default=2, ge=1, description="T: steps of each session in an update.")
     hidden: tuple[int, ...] = Field(default=(64, 64), description="Units of the layers of policy and critic.")
     gamma: float = Field(default=0.0, ge=0, le=1, description="Discount per step; 0 looks at one step alone.")
     trace: float = Field(default=1.0, ge=0, le=1, description="λ: how far rewards are believed before the critic is.")
     seeking: float = Field(
-        default=0.5,
+        default=1.0,
         ge=0,
         description="β, per unit of reward: 0 maximises the expected return; above 0 actions that did far better than "
         "expected weigh more, which leaves plateaus but likes gambles.",

@@ -29,12 +29,12 @@ class ContinuousReinforceConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    steps: int = Field(default=1_000_000, ge=1, description="Environment steps of all sessions; sessions end first.")
+    steps: int = Field(default=400_000, ge=1, description="Environment steps of all sessions; sessions end first.")
     sessions: int = Field(default=256, ge=1, description="Whole sessions of an update.")
     hidden: tuple[int, ...] = Field(default=(64, 64), description="Units of the layers of policy and baseline.")
     gamma: float = Field(default=0.0, ge=0, le=1, description="Discount per step; 0 looks at one step alone.")
     seeking: float = Field(
-        default=0.5,
+        default=1.0,
         ge=0,
         description="β, per unit of reward: 0 maximises the expected return; above 0 actions that did far better than "
         "expected weigh more, which leaves plateaus but likes gambles.",

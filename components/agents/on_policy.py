@@ -34,9 +34,15 @@ def actor_and_critic(
     generator, scale = torch.Generator().manual_seed(seed), environment.observation_scale
     actor = layers((len(scale), *hidden, environment.action_size), generator, activation=nn.Tanh)
     critic = layers((len(scale), *hidden, 1), generator, activation=nn.Tanh)
-    actor[-1].weight.data.mul_(FIRST_ACTIONS)
+    start_alike(actor)
     policy = TanhGaussianPolicy(Scaled(actor.to(scale.device), scale), environment.action_size, log_deviation)
     return policy.to(scale.device), Scaled(critic.to(scale.device), scale)
+
+
+def start_alike(actor: nn.Module) -> None:
+    """Shrink the weights of a network's last layer."""
+    *_, weight, _ = actor.parameters()
+    weight.data.mul_(FIRST_ACTIONS)
 
 
 @dataclass(frozen=True)

@@ -31,9 +31,9 @@ class PpoConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    steps: int = Field(default=1_000_000, ge=1, description="Environment steps, of all sessions together.")
+    steps: int = Field(default=400_000, ge=1, description="Environment steps, of all sessions together.")
     sessions: int = Field(default=1024, ge=1, description="Sessions that run side by side.")
-    session_steps: int = Field(default=8, ge=1, description="T: steps of each session before the policy improves.")
+    session_steps: int = Field(default=4, ge=1, description="T: steps of each session before the policy improves.")
     epochs: int = Field(default=4, ge=1, le=1_000, description="Passes over the steps of an iteration, at most.")
     minibatch: int = Field(default=2048, ge=1, description="Steps of one update.")
     hidden: tuple[int, ...] = Field(default=(64, 64), description="Units of the layers of policy and critic.")
@@ -44,7 +44,7 @@ class PpoConfig(BaseModel):
         default=None, gt=0, description="Nats from the policy that acted after which no further pass begins."
     )
     seeking: float = Field(
-        default=0.5,
+        default=1.0,
         ge=0,
         description="β, per unit of reward: 0 maximises the expected return; above 0 actions that did far better than "
         "expected weigh more, which leaves plateaus but likes gambles.",
@@ -52,8 +52,8 @@ class PpoConfig(BaseModel):
     standardise: bool = Field(default=True, description="Whether advantages are standardised in each minibatch.")
     entropy: float = Field(default=0.0, ge=0, description="η: reward per nat of entropy; keeps the policy exploring.")
     log_deviation: float = Field(default=-0.5, ge=-5, le=2, description="log σ at first, of actions before tanh.")
-    learning_rate: float = Field(default=1e-3, gt=0, le=1, description="Adam's step size at first.")
-    critic_rate: float = Field(default=1e-3, gt=0, le=1, description="Adam's step size of the critic at first.")
+    learning_rate: float = Field(default=2e-3, gt=0, le=1, description="Adam's step size at first.")
+    critic_rate: float = Field(default=2e-3, gt=0, le=1, description="Adam's step size of the critic at first.")
     anneal: bool = Field(default=True, description="Whether step sizes fall to 0, in equal parts per iteration.")
     clip_norm: float = Field(default=0.5, gt=0, description="Largest norm of the gradient of each network.")
 
@@ -139,13 +139,11 @@ def improve(
     begin_update: Callable[[], None],
 ) -> None:
     """Passes over the steps of an iteration, in minibatches that are shuffled anew for each."""
-    n = len(experience.log_probs)
     for _ in range(config.epochs):
-        # Rows are gathered once a pass; minibatches are views of them.
-        shuffled = experience.select(torch.randperm(n, generator=generator, device=generator.device))
+        order = torch.randperm(len(experience.log_probs), generator=generator, device=generator.device)
         log_ratios = []
-        for start in range(0, n, config.minibatch):
-            part = shuffled.select(slice(start, start + config.minibatch))
+        for rows in order.split(config.minibatch):
+            part = experience.select(rows)
             begin_update()
             optimizer.zero_grad()
             mean, log_deviation = policy.parameters_of(part.observations)

@@ -20,7 +20,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from components.agents import ppo
-from components.agents.on_policy import FIRST_ACTIONS
+from components.agents.on_policy import start_alike
 from components.agents.ppo import PpoConfig, learn
 from components.agents.watch import Watch, unwatched
 from components.environments.continuous import ContinuousEnvironment, State
@@ -88,7 +88,7 @@ def train_two_stream_ppo(
         TwoStreams(config.static_size, size, config.hidden, n_outputs, chance).to(scale.device)
         for n_outputs in (environment.action_size, 1)
     )
-    actor.join[0].weight.data.mul_(FIRST_ACTIONS)
+    start_alike(actor)
     policy = TanhGaussianPolicy(Scaled(actor, scale), environment.action_size, config.log_deviation).to(scale.device)
     updates = count(1)
 
