@@ -108,7 +108,7 @@ class VirtualTaobao:
         self._generator = _evened(generator, GROUPS)
         response = _evened(response, HEADS)
         self._exact_response = tuple((weight.double(), bias.double()) for weight, bias in response)
-        (first, self._first_bias), *self._response = response
+        (first, self._first_bias), self._response = response[0], response[1:]
         # Transposed once, the user's part from that of page and action.
         self._of_user, self._of_page_and_action = (
             part.T.contiguous() for part in first.split((USER_SIZE, 1 + ACTION_SIZE), dim=1)
@@ -161,15 +161,13 @@ class VirtualTaobao:
         """Probabilities of clicks and of page actions, the latter with an eleventh that never happens."""
         page_and_action = torch.cat([state.observations[:, -1:], shown], dim=1)
         first = torch.addmm(state.user_part, page_and_action, self._of_page_and_action)
-        logits = _forward(self._response, functional.leaky_relu(first, inplace=True))
-        # One soft-max a head: a maximum that both share makes the other's probabilities vanish.
-        heads = logits.view(len(shown), len(HEADS), max(HEADS)).softmax(2)
-        unsure = torch.nonzero(heads.amax(2).amin(1) < SURE)[:, 0]
+        heads = _head_shares(self._response, functional.leaky_relu(first, inplace=True))
+        unsure = torch.nonzero(heads.amax(1).amin(0) < SURE)[:, 0]
         if len(unsure):
             inputs = torch.cat([state.observations[unsure, :USER_SIZE], page_and_action[unsure]], dim=1)
-            exact = _forward(self._exact_response, inputs.double()).view(len(unsure), len(HEADS), max(HEADS))
-            heads = heads.index_copy(0, unsure, exact.softmax(2).float())
-        return heads
+            exact = _head_shares(self._exact_response, inputs.double())
+            heads = heads.index_copy(2, unsure, exact.float())
+        return heads.permute(2, 0, 1).contiguous()
 
     def step(
         self, state: VirtualTaobaoState, actions: Float[Tensor, "B 27"], generator: torch.Generator
@@ -235,11 +233,24 @@ def _evened(layers: Layers, sizes: tuple[int, ...]) -> Layers:
     return *hidden, (torch.cat(rows), torch.cat(shifts))
 
 
-def _forward(layers: "Layers | list[tuple[Tensor, Tensor]]", values: Float[Tensor, "B I"]) -> Float[Tensor, "B O"]:
-    *hidden, (weight, bias) = layers
-    for inner, shift in hidden:
-        values = functional.leaky_relu(functional.linear(values, inner, shift), inplace=True)
-    return functional.linear(values, weight, bias)
+def _hidden(layers: Layers, values: Float[Tensor, "B I"]) -> Float[Tensor, "B H"]:
+    for weight, bias in layers[:-1]:
+        values = functional.leaky_relu(functional.linear(values, weight, bias), inplace=True)
+    return values
+
+
+def _forward(layers: Layers, values: Float[Tensor, "B I"]) -> Float[Tensor, "B O"]:
+    return functional.linear(_hidden(layers, values), *layers[-1])
+
+
+def _head_shares(layers: Layers, values: Float[Tensor, "B I"]) -> Float[Tensor, "2 11 B"]:
+    """The response's two soft-maxes: with the users last, so few outputs and options cost least.
+
+    One soft-max each: a maximum that both shared would make the other's probabilities vanish.
+    """
+    weight, bias = layers[-1]
+    logits = torch.addmm(bias[:, None], weight, _hidden(layers, values).T)
+    return logits.view(len(HEADS), max(HEADS), len(values)).softmax(1)
 
 
 def _draw(probabilities: Float[Tensor, "*B N"], generator: torch.Generator) -> Int[Tensor, "*B"]:

@@ -115,11 +115,11 @@ class OneUser:
 
     def _open(self) -> None:
         logits = self._generator(torch.rand(1, SEED_SIZE)).split(GROUPS, dim=1)
-        shares, entropy = torch.FloatTensor([]), torch.zeros(())
+        shares, entropy = torch.empty(0), torch.zeros(())
         for group in logits:
             shares = torch.cat([shares, group.softmax(1)], dim=-1)
             entropy = entropy - (group.log_softmax(1) * group.softmax(1)).sum(1).mean()
-        user = torch.FloatTensor([])
+        user = torch.empty(0)
         for share in shares.split(GROUPS, dim=1):
             one_hot = torch.zeros_like(share).scatter_(1, torch.multinomial(share, 1), 1.0)
             user = torch.cat([user, one_hot], dim=-1)

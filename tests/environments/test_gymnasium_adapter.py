@@ -6,7 +6,7 @@ import pytest
 import torch
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode
-from published_weights import published_weights, write_random_weights
+from virtual_taobao_weights import published_weights, write_random_weights
 
 from components.environments.continuous import RunningSessions
 from components.environments.gymnasium_adapter import GymnasiumEnvironment, GymnasiumVectorEnvironment

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from published_weights import GROUPS, SIZES, Reference, published_weights, write_random_weights
 from pydantic import ValidationError
 from scipy import stats
 from torch import Tensor
+from virtual_taobao_weights import GROUPS, SIZES, Reference, published_weights, write_random_weights
 
 from components.environments.continuous import RunningSessions, run_sessions
 from components.environments.virtual_taobao import Repetition, VirtualTaobao, VirtualTaobaoState, read_layers

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-PUBLISHED = Path(__file__).parents[2] / "../shared/data/virtual_taobao"
+PUBLISHED = Path(__file__).parents[1] / "../shared/data/virtual_taobao"
 SIZES = {
     "generator_model.pt": (128, 128, 88),
     "leave_model.pt": (88, 128, 256, 101),
