@@ -252,6 +252,7 @@ def _variances(environment: VirtualTaobao, policy: ContinuousPolicy) -> dict[str
 def main(weights: str, row: str, seed: str, out: str) -> None:
     """Run one row with one seed and write its result."""
     torch.set_num_threads(1)
+    Path(out).mkdir(parents=True, exist_ok=True)
     result = run_row(VirtualTaobao(Path(weights)), row, int(seed))
     file = Path(out) / f"{row}-{seed}.json"
     staging = file.with_suffix(".tmp")
