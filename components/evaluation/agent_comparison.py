@@ -65,6 +65,7 @@ class Kind(StrEnum):
     PUBLISHED = "published"
     TUNED = "tuned"
     DISCOUNT = "another discount"
+    NEUTRAL = "the expected reward alone"
 
 
 @dataclass(frozen=True)
@@ -93,13 +94,16 @@ def agents(
     tuned: Config,
     published: Config | None = None,
 ) -> dict[str, Row]:
-    """The rows of an agent with a discount: tuned, published, and tuned but for γ = 0, or 0.95 where it is 0."""
+    """The rows of an agent: tuned, published, and tuned but for γ = 0 (0.95 where it is 0) and for `seeking` = 0."""
     discounts = tuned.model_dump()["gamma"] > 0
     other, gamma = ("gamma-0", 0.0) if discounts else ("discounting", 0.95)
     rows = {name: agent(Kind.TUNED, train, tuned)}
     if published is not None:
         rows[f"{name}-published"] = agent(Kind.PUBLISHED, train, published)
-    return rows | {f"{name}-{other}": agent(Kind.DISCOUNT, train, tuned.model_copy(update={"gamma": gamma}))}
+    rows[f"{name}-{other}"] = agent(Kind.DISCOUNT, train, tuned.model_copy(update={"gamma": gamma}))
+    if "seeking" in type(tuned).model_fields:
+        rows[f"{name}-neutral"] = agent(Kind.NEUTRAL, train, tuned.model_copy(update={"seeking": 0.0}))
+    return rows
 
 
 def untrained(make: Callable[[VirtualTaobao, int], ContinuousPolicy]) -> Row:
