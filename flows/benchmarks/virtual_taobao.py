@@ -19,7 +19,7 @@ from flows.figures import CurveOfSeeds, curves_of_seeds
 from flows.numbers import number
 from flows.settings import REPOSITORY
 
-BUDGET = Budget(full=600, quick=5)
+BUDGET = Budget(full=300, quick=5)
 DEFAULT_PATH = REPOSITORY.parent / "shared" / "data" / "virtual_taobao"
 SEEDS = 10
 #: Rows that run quick, and the share of their steps that they take.
