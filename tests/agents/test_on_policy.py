@@ -30,9 +30,11 @@ class TwoArmsTwoNumbers(TwoArms):
         return state.bias.expand(-1, 2)
 
 
-ARMS = {"steps": 20_000, "gamma": 0.0, "hidden": (16,), "seeking": 0.0}
+ARMS = {"steps": 20_000, "gamma": 0.0, "hidden": (16,), "seeking": 0.0, "log_deviation": -0.5}
 QUADRATIC = {"gamma": 0.95, "hidden": (32, 32), "seeking": 0.0, "log_deviation": -1.0}
-PPO = {"sessions": 64, "session_steps": 10, "minibatch": 320}
+PPO = {
+    "sessions": 64, "session_steps": 10, "minibatch": 320, "epochs": 4, "learning_rate": 2e-3, "critic_rate": 2e-3
+}  # fmt: skip
 AGENTS = [
     pytest.param(train_ppo, PpoConfig, PPO, 40_000, id="ppo"),
     pytest.param(
