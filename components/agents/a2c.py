@@ -9,9 +9,9 @@ Shape letters: B sessions, T steps, M = T·B steps of an update.
 """
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from components.agents.on_policy import actor_and_critic, anneal, clip_gradients, collect, entropy
+from components.agents.on_policy import OnPolicyConfig, actor_and_critic, anneal, clip_gradients, collect, entropy
 from components.agents.watch import Watch, unwatched
 from components.environments.continuous import ContinuousEnvironment, RunningSessions, State
 from components.objectives.advantages import exponential_utilities, standardised
@@ -20,30 +20,11 @@ from components.policies import tanh_gaussian
 from components.policies.continuous_policy import TanhGaussianPolicy
 
 
-class A2cConfig(BaseModel):
+class A2cConfig(OnPolicyConfig):
     """Advantage actor-critic."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    steps: int = Field(default=400_000, ge=1, description="Environment steps of all sessions; whole updates.")
-    sessions: int = Field(default=1024, ge=1, description="Sessions that run side by side.")
     session_steps: int = Field(default=2, ge=1, description="T: steps of each session in an update.")
-    hidden: tuple[int, ...] = Field(default=(64, 64), description="Units of the layers of policy and critic.")
-    gamma: float = Field(default=0.0, ge=0, le=1, description="Discount per step; 0 looks at one step alone.")
     trace: float = Field(default=1.0, ge=0, le=1, description="λ: how far rewards are believed before the critic is.")
-    seeking: float = Field(
-        default=1.0,
-        ge=0,
-        description="β, per unit of reward: 0 maximises the expected return; above 0 actions that did far better than "
-        "expected weigh more, which leaves plateaus but likes gambles.",
-    )
-    standardise: bool = Field(default=True, description="Whether advantages are standardised in each update.")
-    entropy: float = Field(default=0.0, ge=0, description="η: reward per nat of entropy; keeps the policy exploring.")
-    log_deviation: float = Field(default=-0.5, ge=-5, le=2, description="log σ at first, of actions before tanh.")
-    learning_rate: float = Field(default=3e-3, gt=0, le=1, description="Adam's step size at first.")
-    critic_rate: float = Field(default=3e-3, gt=0, le=1, description="Adam's step size of the critic at first.")
-    anneal: bool = Field(default=True, description="Whether step sizes fall to 0, in equal parts per update.")
-    clip_norm: float = Field(default=0.5, gt=0, description="Largest norm of the gradient of each network.")
 
 
 def train_a2c(

@@ -11,10 +11,10 @@ Shape letters: B sessions, T steps of the longest, M steps of all.
 
 import torch
 from jaxtyping import Float
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
-from components.agents.on_policy import actor_and_critic, anneal, clip_gradients, entropy
+from components.agents.on_policy import OnPolicyConfig, actor_and_critic, anneal, clip_gradients, entropy
 from components.agents.watch import Watch, unwatched
 from components.environments.continuous import ContinuousEnvironment, State
 from components.objectives.advantages import exponential_utilities, standardised
@@ -24,28 +24,10 @@ from components.policies import tanh_gaussian
 from components.policies.continuous_policy import TanhGaussianPolicy
 
 
-class ContinuousReinforceConfig(BaseModel):
+class ContinuousReinforceConfig(OnPolicyConfig):
     """REINFORCE for continuous actions."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    steps: int = Field(default=400_000, ge=1, description="Environment steps of all sessions; sessions end first.")
     sessions: int = Field(default=256, ge=1, description="Whole sessions of an update.")
-    hidden: tuple[int, ...] = Field(default=(64, 64), description="Units of the layers of policy and baseline.")
-    gamma: float = Field(default=0.0, ge=0, le=1, description="Discount per step; 0 looks at one step alone.")
-    seeking: float = Field(
-        default=1.0,
-        ge=0,
-        description="β, per unit of reward: 0 maximises the expected return; above 0 actions that did far better than "
-        "expected weigh more, which leaves plateaus but likes gambles.",
-    )
-    standardise: bool = Field(default=True, description="Whether advantages are standardised in each update.")
-    entropy: float = Field(default=0.0, ge=0, description="η: reward per nat of entropy; keeps the policy exploring.")
-    log_deviation: float = Field(default=-0.5, ge=-5, le=2, description="log σ at first, of actions before tanh.")
-    learning_rate: float = Field(default=3e-3, gt=0, le=1, description="Adam's step size at first.")
-    baseline_rate: float = Field(default=3e-3, gt=0, le=1, description="Adam's step size of the baseline at first.")
-    anneal: bool = Field(default=True, description="Whether step sizes fall to 0 as the steps are used up.")
-    clip_norm: float = Field(default=0.5, gt=0, description="Largest norm of the gradient of each network.")
 
 
 def train_continuous_reinforce(
@@ -61,7 +43,7 @@ def train_continuous_reinforce(
     """
     policy, baseline = actor_and_critic(environment, config.hidden, config.log_deviation, seed)
     generator = torch.Generator(environment.observation_scale.device).manual_seed(seed)
-    rates = (config.learning_rate, config.baseline_rate)
+    rates = (config.learning_rate, config.critic_rate)
     groups = [{"params": list(policy.parameters())}, {"params": list(baseline.parameters())}]
     optimizer = torch.optim.Adam(groups, fused=True)
     steps = 0

@@ -15,11 +15,11 @@ from copy import deepcopy
 
 import torch
 from jaxtyping import Float
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from components.agents.off_policy import learn
+from components.agents.off_policy import OffPolicyConfig, learn
 from components.agents.watch import Watch, unwatched
 from components.environments.continuous import ContinuousEnvironment, State, Transitions
 from components.objectives.value_targets import soft_update, td_target
@@ -27,24 +27,10 @@ from components.policies.continuous_policy import Scaled, layers
 from components.policies.deterministic_policy import DeterministicPolicy
 
 
-class DdpgConfig(BaseModel):
+class DdpgConfig(OffPolicyConfig):
     """DDPG."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    steps: int = Field(default=20_000, ge=1, description="Environment steps of all sessions together.")
-    sessions: int = Field(default=32, ge=1, description="Sessions that run side by side.")
-    random_steps: int = Field(default=2_000, ge=0, description="Steps at the start with uniform actions.")
-    updates_per_step: float = Field(default=0.25, gt=0, description="Updates for each environment step.")
-    batch: int = Field(default=128, ge=1, description="Steps of an update.")
-    replay: int = Field(default=1_000_000, ge=1, description="Last steps that are remembered.")
-    hidden: int = Field(default=128, ge=1, description="Units of each of the two hidden layers.")
     layer_norm: bool = Field(default=True, description="Whether hidden layers are normalised before their activation.")
-    scale_observations: bool = Field(default=True, description="Whether observations are divided by their scale.")
-    actor_rate: float = Field(default=3e-4, gt=0, description="Adam's learning rate of the actor.")
-    critic_rate: float = Field(default=1e-3, gt=0, description="Adam's learning rate of the critic.")
-    gamma: float = Field(default=0.0, ge=0, le=1, description="Discount of the next step's value.")
-    tau: float = Field(default=0.005, gt=0, le=1, description="How far targets follow in an update.")
     exploration: float = Field(default=0.2, ge=0, description="Deviation of the noise on actions while learning.")
 
 

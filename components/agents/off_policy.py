@@ -5,6 +5,7 @@ from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from components.agents.replay import Replay
@@ -14,39 +15,24 @@ from components.errors import InputError
 from components.policies.continuous_policy import ContinuousPolicy, UniformActions
 
 
-@runtime_checkable
-class Schedule(Protocol):
-    """How long an agent acts and how much it learns from it; the configurations of agents are such schedules."""
+class OffPolicyConfig(BaseModel):
+    """How long an agent acts, how much it learns from it, and the sizes of its networks."""
 
-    @property
-    def steps(self) -> int:
-        """Environment steps of all sessions together."""
-        ...
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
-    @property
-    def sessions(self) -> int:
-        """Sessions side by side."""
-        ...
-
-    @property
-    def random_steps(self) -> int:
-        """Environment steps at the start whose actions are drawn uniformly."""
-        ...
-
-    @property
-    def updates_per_step(self) -> float:
-        """Updates for each environment step."""
-        ...
-
-    @property
-    def batch(self) -> int:
-        """Steps of an update."""
-        ...
-
-    @property
-    def replay(self) -> int:
-        """Steps remembered."""
-        ...
+    steps: int = Field(default=20_000, ge=1, description="Environment steps of all sessions together.")
+    sessions: int = Field(default=32, ge=1, description="Sessions that run side by side.")
+    random_steps: int = Field(default=2_000, ge=0, description="Steps at the start with uniform actions.")
+    updates_per_step: float = Field(default=0.25, gt=0, description="Updates for each environment step.")
+    batch: int = Field(default=128, ge=1, description="Steps of an update.")
+    replay: int = Field(default=1_000_000, ge=1, description="Last steps that are remembered.")
+    hidden: int = Field(default=128, ge=1, description="Units of each of the two hidden layers.")
+    layer_norm: bool = Field(default=False, description="Whether hidden layers are normalised before their activation.")
+    scale_observations: bool = Field(default=True, description="Whether observations are divided by their scale.")
+    actor_rate: float = Field(default=3e-4, gt=0, description="Adam's learning rate of the actor.")
+    critic_rate: float = Field(default=1e-3, gt=0, description="Adam's learning rate of a critic.")
+    gamma: float = Field(default=0.0, ge=0, le=1, description="Discount of the next step's value.")
+    tau: float = Field(default=0.005, gt=0, le=1, description="How far targets follow when they do.")
 
 
 @runtime_checkable
@@ -69,7 +55,7 @@ class Learner(Protocol):
         ...
 
 
-def learn(environment: ContinuousEnvironment[State], learner: Learner, schedule: Schedule, watch: Watch) -> None:
+def learn(environment: ContinuousEnvironment[State], learner: Learner, config: OffPolicyConfig, watch: Watch) -> None:
     """Each iteration steps all sessions once and then does round(updates_per_step · sessions) updates.
 
     The first update comes once more than `batch` steps are remembered and the random ones are over.
@@ -77,29 +63,29 @@ def learn(environment: ContinuousEnvironment[State], learner: Learner, schedule:
     Raises:
         InputError: an iteration would do no update, or the replay cannot hold the steps of one.
     """
-    updates = round(schedule.updates_per_step * schedule.sessions)
+    updates = round(config.updates_per_step * config.sessions)
     if updates < 1:
         raise InputError(
-            f"updates_per_step = {schedule.updates_per_step} with sessions = {schedule.sessions}: "
+            f"updates_per_step = {config.updates_per_step} with sessions = {config.sessions}: "
             "expected a product of more than 0.5, which rounds to at least one update an iteration"
         )
-    iterations = math.ceil(schedule.steps / schedule.sessions)
-    capacity = min(schedule.replay, iterations * schedule.sessions)
-    if capacity < schedule.sessions:
-        raise InputError(f"replay = {schedule.replay}: expected at least sessions = {schedule.sessions}")
+    iterations = math.ceil(config.steps / config.sessions)
+    capacity = min(config.replay, iterations * config.sessions)
+    if capacity < config.sessions:
+        raise InputError(f"replay = {config.replay}: expected at least sessions = {config.sessions}")
     device = environment.observation_scale.device
     replay = Replay(capacity, environment.observation_size, environment.action_size, device)
     uniform = UniformActions(environment.action_size)
-    running = RunningSessions(environment, schedule.sessions, learner.chance)
+    running = RunningSessions(environment, config.sessions, learner.chance)
     for iteration in range(iterations):
-        steps = iteration * schedule.sessions
-        if steps < schedule.random_steps:
+        steps = iteration * config.sessions
+        if steps < config.random_steps:
             actions = uniform.act(running.observations, learner.chance).actions
         else:
             actions = learner.explore(running.observations)
         replay.add(running.step(actions))
-        steps += schedule.sessions
-        if len(replay) > schedule.batch and steps >= schedule.random_steps:
+        steps += config.sessions
+        if len(replay) > config.batch and steps >= config.random_steps:
             for _ in range(updates):
-                learner.update(replay.sample(schedule.batch, learner.chance))
+                learner.update(replay.sample(config.batch, learner.chance))
         watch(learner.policy, steps)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from components.environments.continuous import ContinuousEnvironment, RunningSessions, State
@@ -15,6 +16,33 @@ from components.interactions.tensor_record import TensorRecord
 from components.objectives.advantages import generalised_advantages
 from components.policies import tanh_gaussian
 from components.policies.continuous_policy import Scaled, TanhGaussianPolicy, layers
+
+
+class OnPolicyConfig(BaseModel):
+    """How long an agent learns, from what advantages, and with which networks and step sizes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    steps: int = Field(
+        default=400_000, ge=1, description="Environment steps of all sessions; the last update is whole."
+    )
+    sessions: int = Field(default=1024, ge=1, description="Sessions that run side by side.")
+    hidden: tuple[int, ...] = Field(default=(64, 64), description="Units of the layers of policy and critic.")
+    gamma: float = Field(default=0.0, ge=0, le=1, description="Discount per step; 0 looks at one step alone.")
+    seeking: float = Field(
+        default=1.0,
+        ge=0,
+        description="β, per unit of reward: 0 maximises the expected return; above 0 actions that did far better than "
+        "expected weigh more, which leaves plateaus but likes gambles.",
+    )
+    standardise: bool = Field(default=True, description="Whether advantages are standardised in each update.")
+    entropy: float = Field(default=0.0, ge=0, description="η: reward per nat of entropy; keeps the policy exploring.")
+    log_deviation: float = Field(default=-0.5, ge=-5, le=2, description="log σ at first, of actions before tanh.")
+    learning_rate: float = Field(default=3e-3, gt=0, le=1, description="Adam's step size at first.")
+    critic_rate: float = Field(default=3e-3, gt=0, le=1, description="Adam's step size of the critic at first.")
+    anneal: bool = Field(default=True, description="Whether step sizes fall to 0 as the steps are used up.")
+    clip_norm: float = Field(default=0.5, gt=0, description="Largest norm of the gradient of each network.")
+
 
 #: Factor of the last layer's first weights: all observations begin with nearly the same action, near the middle.
 FIRST_ACTIONS = 0.01
