@@ -1,10 +1,7 @@
-"""Constant actions of Virtual Taobao, found by climbing the simulator's own gradient. No agent may use them.
+"""A constant action of Virtual Taobao of middling quality, around which a log is written. No agent may use it.
 
-Two of them are wanted: one of middling quality, around which a log is written, and one that is as good as any, against
-which every agent is held. Expected clicks form plateaus on which gradients vanish, so each climb has its own objective:
-
-    middling   E[clicks] under a truncated Gaussian of the log's deviation, from the action 0 until a level is reached
-    best       E[log P(most clicks)], from the action 0: a logarithm has a slope where the probability is next to none
+It is found by climbing the simulator's own gradient: of E[clicks] under a truncated Gaussian of the log's deviation,
+from the action 0 until a level is reached.
 """
 
 from dataclasses import replace
@@ -31,7 +28,6 @@ MOST_STEPS = 150
 EDGE = 0.95
 #: Decimals of a found action: few enough to write it down, and to find the same one on another machine.
 DECIMALS = 3
-_FLOOR = 1e-30
 
 
 def visited_pages(environment: VirtualTaobao, n_users: int, generator: torch.Generator) -> VirtualTaobaoState:
@@ -84,21 +80,6 @@ def middling_constant(environment: VirtualTaobao, deviation: float, level: float
         f"level: {level:g} is not reached by a constant action with deviation {deviation:g}; the climb ended at "
         f"{reached:.3f}"
     )
-
-
-def best_constant(environment: VirtualTaobao, seed: int) -> Float[Tensor, " 27"]:
-    """A constant action that gets nearly all clicks of nearly all users."""
-    generator = torch.Generator(environment.device).manual_seed(seed)
-    pages = visited_pages(environment, USERS, generator)
-    action, optimizer = _start(environment)
-    best, chosen = 0.0, action.detach().clone()
-    for _ in range(MOST_STEPS):
-        clicks = environment.page(pages, action.expand(len(pages.pages), -1)).clicks
-        rate = float(clicks.detach().float().mean(0) @ torch.arange(CLICK_COUNTS, device=clicks.device).float())
-        if rate > best:
-            best, chosen = rate, action.detach().clone()
-        _climb(clicks[:, -1].clamp(min=_FLOOR).log().mean(), action, optimizer)
-    return _written_down(chosen)
 
 
 def _start(environment: VirtualTaobao) -> tuple[Tensor, torch.optim.Optimizer]:

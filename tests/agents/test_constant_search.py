@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from pydantic import ValidationError
 from torch import Tensor
+from toy_environments import LinearQuadratic, TwoArms
 
 from components.agents.cma_es import CmaEsConfig, train_cma_es
 from components.agents.constant_cem import ConstantCemConfig, train_constant_cem
@@ -14,7 +15,6 @@ from components.agents.watch import Watch, unwatched
 from components.environments.continuous import ContinuousEnvironment, Outcome
 from components.interactions.tensor_record import TensorRecord
 from components.policies.continuous_policy import ContinuousPolicy
-from tests.agents.toy_environments import LinearQuadratic, TwoArms
 
 Train = Callable[[ContinuousEnvironment[TensorRecord], int, int, Watch], ContinuousPolicy]
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from toy_environments import LinearQuadratic, TwoArms
 
 from components.agents.ddpg import PUBLISHED, Ddpg, DdpgConfig, train_ddpg
 from components.agents.sac import Sac, SacConfig, train_sac
@@ -14,7 +15,6 @@ from components.agents.td3 import Td3, Td3Config, train_td3
 from components.environments.continuous import Outcome, Transitions, run_sessions
 from components.errors import InputError
 from components.interactions.tensor_record import TensorRecord
-from tests.agents.toy_environments import LinearQuadratic, TwoArms
 
 AGENTS = {
     "ddpg": (DdpgConfig, Ddpg, train_ddpg),

@@ -5,6 +5,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from toy_environments import ArmState, LinearQuadratic, TwoArms
 
 from components.agents.a2c import A2cConfig, train_a2c
 from components.agents.continuous_reinforce import ContinuousReinforceConfig, train_continuous_reinforce, whole_sessions
@@ -14,7 +15,6 @@ from components.agents.two_stream_ppo import TwoStreamPpoConfig, train_two_strea
 from components.environments.continuous import RunningSessions, run_sessions
 from components.errors import InputError
 from components.policies import tanh_gaussian
-from tests.agents.toy_environments import ArmState, LinearQuadratic, TwoArms
 
 #: Mean reward of a session under the best gain; without any action it is −6.7.
 BEST_COST = -0.231

@@ -9,7 +9,6 @@ from pydantic import ValidationError
 from virtual_taobao import weights
 
 from components.environments import virtual_taobao_log
-from components.environments.constant_actions import best_constant, click_through_rate, visited_pages
 from components.environments.continuous import run_sessions
 from components.environments.virtual_taobao import VirtualTaobao
 from components.environments.virtual_taobao_log import (
@@ -107,15 +106,10 @@ def test_densities_below_those_of_a_random_draw_are_refused(tmp_path: Path) -> N
         validate(Log(log.path, log.manifest), ValidationConfig(), tmp_path / "checks")
 
 
-def test_the_middling_action_has_its_level_and_the_best_nearly_all_clicks(environment: VirtualTaobao) -> None:
+def test_the_middling_action_has_its_level(environment: VirtualTaobao) -> None:
     policy = logging_policy(Config(level=0.4), environment)
-    best = best_constant(environment, seed=0)
 
-    pages = visited_pages(environment, 300, torch.Generator().manual_seed(5))
-    actions = best.expand(len(pages.pages), -1)
     assert true_rate(environment, policy) == pytest.approx(0.4, abs=0.05)
-    assert float(click_through_rate(environment, pages, actions)) > 0.95
-    assert best.abs().max() <= 0.95
 
 
 def test_a_level_out_of_reach_is_refused(environment: VirtualTaobao, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -71,6 +71,7 @@ def test_the_schema_describes_the_configuration_and_its_defaults_fit() -> None:
         "sessions",
         "table",
         "trivago",
+        "virtual-taobao",
     }
     check_schema(LoopConfig().model_dump(mode="json"), schema, schema)
 
