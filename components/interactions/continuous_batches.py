@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
 from components.errors import ContractError
-from components.interactions.contract import Feature, Manifest, request_reward
+from components.interactions.contract import ROW_ORDER, Feature, Manifest, request_reward
 from components.interactions.log_folder import Log
 from components.interactions.tensor_record import TensorRecord
 
@@ -75,7 +75,7 @@ def actions_of(part: pl.DataFrame, manifest: Manifest, where: str = "rows") -> L
     Raises:
         ContractError: an action has another length, or lacks its log_prob.
     """
-    part = part.sort("session_id", "step", "request_id")
+    part = part.sort(ROW_ORDER)
     size, lengths = manifest.action_size, part["action"].list.len()
     if not (fits := (lengths == size).fill_null(False)).all():
         request = part.filter(~fits)[0]

@@ -3,6 +3,7 @@
 Shape letters: B observations, S numbers of an observation, A of an action.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -137,7 +138,7 @@ class UniformActions:
 
     def log_prob(self, observations: Float[Tensor, "B S"], actions: Float[Tensor, "B A"]) -> Float[Tensor, " B"]:
         """−A log 2."""
-        return actions.new_full((len(actions),), -self.action_size * 0.6931471805599453)
+        return actions.new_full((len(actions),), -self.action_size * math.log(2.0))
 
     def mode(self, observations: Float[Tensor, "B S"]) -> Float[Tensor, "B A"]:
         """The middle of the box."""

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from pydantic import ValidationError
-from virtual_taobao import weights
+from virtual_taobao_weights import published_weights
 
 from components.environments import virtual_taobao_log
 from components.environments.continuous import run_sessions
@@ -28,7 +28,7 @@ MIDDLE = tuple(0.1 * (-1) ** number for number in range(27))
 
 @pytest.fixture(scope="module")
 def environment() -> VirtualTaobao:
-    return VirtualTaobao(weights())
+    return VirtualTaobao(published_weights())
 
 
 def true_rate(environment: VirtualTaobao, policy: ContinuousPolicy, n_users: int = 1_500) -> float:
@@ -49,7 +49,7 @@ def test_what_is_read_is_what_was_rolled_out_with_the_policys_own_density(
     monkeypatch.setattr(virtual_taobao_log, "PART_SESSIONS", 150)
     config = config.model_copy(update={"n_sessions": 400})
     policy = logging_policy(config, environment)
-    log = write_virtual_taobao_log(config, weights(), tmp_path / "log", "shop")
+    log = write_virtual_taobao_log(config, published_weights(), tmp_path / "log", "shop")
 
     parts = list(read_actions(open_log(log.path)))
 
@@ -82,7 +82,9 @@ def test_densities_are_those_of_closed_forms(environment: VirtualTaobao) -> None
 
 def test_the_same_configuration_gives_the_same_log_and_validation_accepts_it(tmp_path: Path) -> None:
     config = Config(action=MIDDLE, n_sessions=300)
-    first, second = (write_virtual_taobao_log(config, weights(), tmp_path / name, "shop") for name in ("a", "b"))
+    first, second = (
+        write_virtual_taobao_log(config, published_weights(), tmp_path / name, "shop") for name in ("a", "b")
+    )
     (tmp_path / "checks").mkdir()
 
     checks = validate(first, ValidationConfig(), tmp_path / "checks")
@@ -97,7 +99,7 @@ def test_the_same_configuration_gives_the_same_log_and_validation_accepts_it(tmp
 
 def test_densities_below_those_of_a_random_draw_are_refused(tmp_path: Path) -> None:
     config = Config(action=MIDDLE, n_sessions=300)
-    log = write_virtual_taobao_log(config, weights(), tmp_path / "log", "shop")
+    log = write_virtual_taobao_log(config, published_weights(), tmp_path / "log", "shop")
     for path, part in zip(log.part_paths, log.parts(), strict=True):
         part.with_columns(-part["action_log_prob"].abs() - 40.0).write_parquet(path)
     (tmp_path / "checks").mkdir()
@@ -131,7 +133,7 @@ def test_two_hundred_thousand_pages_stream_in_parts_with_exact_densities(
 ) -> None:
     config = Config(action=MIDDLE, n_sessions=28_000)
     policy = logging_policy(config, environment)
-    log = write_virtual_taobao_log(config, weights(), tmp_path / "log", "shop")
+    log = write_virtual_taobao_log(config, published_weights(), tmp_path / "log", "shop")
 
     lengths = []
     for part in read_actions(log):

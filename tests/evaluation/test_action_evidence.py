@@ -10,7 +10,7 @@ from action_log import BEST, DEVIATION, hand_log
 from jaxtyping import Float
 from scipy import stats
 from torch import Tensor
-from virtual_taobao import weights
+from virtual_taobao_weights import published_weights
 
 from components.environments.virtual_taobao import VirtualTaobao
 from components.environments.virtual_taobao_log import gaussian_around, roll_out_pages
@@ -198,7 +198,7 @@ def test_a_policy_without_density_has_weights_of_nothing(studied: StudiedLog) ->
 
 
 def test_intervals_of_a_nearby_policy_hold_the_simulators_truth_as_often_as_they_say() -> None:
-    environment = VirtualTaobao(weights())
+    environment = VirtualTaobao(published_weights())
     middle = torch.tensor([0.1 * (-1) ** number for number in range(27)])
     logging, near = gaussian_around(middle, 0.2), gaussian_around(0.85 * middle, 0.2)
     truth = roll_out_pages(environment, near, 10_000, torch.Generator().manual_seed(1)).clicks.double().mean().item()

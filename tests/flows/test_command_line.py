@@ -16,7 +16,7 @@ import pytest
 from click.testing import Result
 from ledger_entries import ab_result, ledger_entry
 from typer.testing import CliRunner
-from virtual_taobao import weights
+from virtual_taobao_weights import published_weights
 
 from components.interactions.log import InteractionLog, Recommended
 from components.interactions.log_folder import Log, open_log
@@ -432,7 +432,7 @@ TAOBAO = ("--source", "virtual-taobao", "--path", Path(__file__).parents[2] / ".
 
 
 def test_a_log_of_actions_is_imported_and_validated(tmp_path: Path) -> None:
-    weights()
+    published_weights()
     settings = ("--set", "source.policy=uniform", "--set", "source.n_sessions=200")
 
     made = call("import", *TAOBAO, *settings, "--out", tmp_path / "log")
