@@ -11,6 +11,7 @@ import typer
 
 from components.errors import InputError, SlateloopError
 from flows.disk_space import disk_full_told
+from flows.interruption import remembered_interrupts
 from flows.settings import PlatformSettings, prepare_environment
 
 DECIDED, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
@@ -61,7 +62,7 @@ def command(act: Callable[P, None]) -> Callable[P, None]:
     def run(*arguments: P.args, **options: P.kwargs) -> None:
         try:
             settings = PlatformSettings()
-            with disk_full_told(settings.home, "SLATELOOP_HOME"):
+            with remembered_interrupts(), disk_full_told(settings.home, "SLATELOOP_HOME"):
                 prepare_environment(settings)
                 act(*arguments, **options)
         except SlateloopError as error:

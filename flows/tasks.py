@@ -14,6 +14,7 @@ from prefect.cache_policies import CacheKeyFnPolicy
 
 from components.world_model.training import Progress
 from flows.config import LoopConfig
+from flows.interruption import heed_interrupt
 from flows.lineage import code_digest, digest_of, lock_digest
 from flows.numbers import duration
 from flows.settings import require_writable
@@ -53,6 +54,7 @@ class Run:
 
     def __call__(self, stage: Stage, **upstream: StageRef) -> StageRef:
         """Reuse or compute a stage; `upstream` are the stages that it reads, by role."""
+        heed_interrupt()
         settings = self.config.model_dump(mode="json", include=set(stage.settings))
         key = stage_key(stage.name, settings, upstream, code_digest(stage.code), lock_digest())
         finished = self.store.is_complete(stage.name, key) and stage.still_there(self.store.folder(stage.name, key))
@@ -112,6 +114,7 @@ def _progress(name: str) -> Progress:
 
     def progress(message: str, share: float) -> None:
         nonlocal last
+        heed_interrupt()
         sink(name, message, share)
         if share >= 1.0 or time.monotonic() - last > ARTIFACT_INTERVAL:
             update_progress_artifact(artifact, progress=100.0 * share)

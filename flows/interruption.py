@@ -1,0 +1,45 @@
+"""Ctrl-C that is heeded even where Python cannot raise it.
+
+A signal's exception is lost where it lands in a finaliser, a weak reference's callback, or a library that swallows it:
+the run would go on to its end. What was asked for is therefore remembered, and raised again at the next step.
+"""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+_asked = threading.Event()
+
+
+@contextmanager
+def remembered_interrupts() -> Iterator[None]:
+    """Remember an interrupt that comes inside the block, beside raising it as ever."""
+    # Signals are the main thread's; and who started this process in the background had them ignored for a reason.
+    in_charge = threading.current_thread() is threading.main_thread()
+    if not in_charge or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        _asked.set()
+        raise KeyboardInterrupt
+
+    _asked.clear()
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        _asked.clear()
+
+
+def heed_interrupt() -> None:
+    """Stop here when an interrupt came and was lost.
+
+    Raises:
+        KeyboardInterrupt: it did.
+    """
+    if _asked.is_set():
+        raise KeyboardInterrupt

@@ -1,0 +1,43 @@
+"""An interrupt stops a run wherever it lands."""
+
+import os
+import signal
+
+import pytest
+
+from flows.interruption import heed_interrupt, remembered_interrupts
+
+
+class Interrupting:
+    """Python ignores what is raised in a finaliser."""
+
+    def __del__(self) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_interrupt_that_was_lost_is_raised_at_the_next_step() -> None:
+    with remembered_interrupts():
+        heed_interrupt()
+        Interrupting()
+        with pytest.raises(KeyboardInterrupt):
+            heed_interrupt()
+    heed_interrupt()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_an_interrupt_is_raised_where_it_lands() -> None:
+    with pytest.raises(KeyboardInterrupt), remembered_interrupts():
+        os.kill(os.getpid(), signal.SIGINT)
+    heed_interrupt()
+
+
+def test_a_process_that_ignores_interrupts_goes_on_ignoring_them() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with remembered_interrupts():
+            os.kill(os.getpid(), signal.SIGINT)
+            heed_interrupt()
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
