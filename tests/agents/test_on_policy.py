@@ -91,8 +91,8 @@ def test_whoever_watches_sees_steps_grow_and_the_policy_change(train, config, se
 
 
 def test_the_published_settings_run_one_session_and_no_addition_of_ours():
-    assert (PUBLISHED.sessions, PUBLISHED.session_steps, PUBLISHED.seeking) == (1, 2048, 0.0)
-    small = PUBLISHED.model_copy(update={"steps": 100, "session_steps": 100})
+    assert (PUBLISHED.sessions * PUBLISHED.session_steps, PUBLISHED.seeking) == (2048, 0.0)
+    small = PUBLISHED.model_copy(update={"steps": 128, "session_steps": 4})
     assert train_ppo(LinearQuadratic(), small, 0).mode(torch.zeros(1, 2)).shape == (1, 2)
 
 
