@@ -58,13 +58,13 @@ def run_loop(
 ) -> None:
     """Run the loop once: import, validate, learn, judge, decide, package, report."""
     from flows.as_of import read_as_of, require_past
-    from flows.config import load_config, require_slates, source_path
+    from flows.config import load_config, require_device, source_path
 
     known_by = [] if as_of is None else [f"as_of={read_as_of(as_of).isoformat()}"]
     # Without --source a file's own source counts.
     loaded = load_config(config, [*(settings or []), *known_by], source)
     require_past(loaded.as_of)
-    require_slates(loaded)
+    require_device(loaded)
     source_path(loaded, path)
     platform = PlatformSettings()
     require_writable(out or platform.runs, "--out")

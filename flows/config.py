@@ -10,12 +10,15 @@ from collections.abc import Iterator
 from functools import reduce
 from operator import or_
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+import torch
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema
 
 from components.agents.behavior import BehaviorConfig
 from components.agents.cem import CemConfig
+from components.agents.constant_cem import ConstantCemConfig
+from components.agents.ppo import PpoConfig
 from components.agents.reinforce import ReinforceConfig
 from components.environments import storefront, virtual_taobao_log
 from components.errors import InputError
@@ -25,6 +28,7 @@ from components.interactions.importers import importers, interaction_log
 from components.interactions.splits import SplitConfig
 from components.policies.session_encoder import EncoderConfig
 from components.validation.checks import ValidationConfig
+from components.world_model.action_model import ActionModelConfig
 from components.world_model.adversarial import AdversarialConfig
 from components.world_model.training import LikelihoodConfig
 from services.releases import MOST_CHALLENGED
@@ -50,6 +54,12 @@ class EvaluationConfig(BaseModel):
     """Off-policy evaluation, and the pull that makes it possible."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    pull: bool = Field(
+        default=True,
+        description="Whether a release is pulled back towards the logging policy until the log can judge it; a policy "
+        "as trained is mostly held.",
+    )
 
     ess_margin: float = Field(
         default=1.5,
@@ -105,6 +115,10 @@ class LoopConfig(BaseModel):
     threads: int = Field(
         default=1, ge=1, le=256, description="Torch threads: part of the lineage, since they can change sums."
     )
+    device: Literal["cpu", "cuda", "mps"] = Field(
+        default="cpu",
+        description="Torch's device on which policies of actions learn; those of slates learn on the CPU.",
+    )
     as_of: Moment | None = Field(
         default=None,
         description="Only feedback known by this time, with its zone, counts; null takes all there is. As in "
@@ -124,6 +138,9 @@ class LoopConfig(BaseModel):
     behavior: BehaviorConfig = BehaviorConfig()
     reinforce: ReinforceConfig = ReinforceConfig()
     cem: CemConfig = CemConfig()
+    action_model: ActionModelConfig = ActionModelConfig()
+    ppo: PpoConfig = PpoConfig()
+    constant_cem: ConstantCemConfig = ConstantCemConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     ab: AbConfig = AbConfig()
     gate: GateConfig = GateConfig()
@@ -180,16 +197,35 @@ def source_path(config: LoopConfig, path: Path | None) -> Path | None:
 
 
 def require_slates(config: LoopConfig) -> None:
-    """Refuse to run the loop on a source whose log has actions instead of slates.
+    """Refuse what needs the endpoint on a source whose log has actions in the place of slates.
 
     Raises:
-        InputError: the loop cannot learn from such a source yet.
+        InputError: the source's log has actions.
     """
-    if isinstance(config.source, virtual_taobao_log.Config):
+    if logs_actions(config):
         raise InputError(
-            "source 'virtual-taobao' logs actions of continuous numbers, and the loop learns from slates of items; "
-            "of actions `slateloop import` and `slateloop validate` make and check a log"
+            "source 'virtual-taobao' logs actions of continuous numbers, and the endpoint serves slates of items; "
+            "`slateloop run` learns and judges a policy of actions, and nothing serves it"
         )
+
+
+def require_device(config: LoopConfig) -> None:
+    """Refuse a device that is not here, or on which nothing of this loop learns.
+
+    Raises:
+        InputError: it is such a one.
+    """
+    if config.device == "cpu":
+        return
+    if not logs_actions(config):
+        raise InputError(f"device = {config.device!r}: a loop of slates learns on the CPU; expected 'cpu'")
+    if not getattr(torch, "cuda" if config.device == "cuda" else "mps").is_available():
+        raise InputError(f"device = {config.device!r}: torch finds no such device on this machine; expected 'cpu'")
+
+
+def logs_actions(config: LoopConfig) -> bool:
+    """Whether the source's log has actions of continuous numbers in the place of slates of items."""
+    return isinstance(config.source, virtual_taobao_log.Config)
 
 
 def interaction_database(path: Path | None) -> str:

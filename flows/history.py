@@ -47,5 +47,5 @@ def _past_decision(folder: Path, started: datetime, source: str, outcome: str) -
         outcome=outcome,
         estimate=kept_figure(evidence.get("gating"), "value", "not identified"),
         difference=kept_figure(evidence.get("ab"), "difference", "no A/B", signed=True),
-        policy_tag=read_lineage(folder).get("policy_tag", "unknown"),
+        policy_tag=read_lineage(folder).get("policy_tag") or "not packaged",
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 from flows.settings import REPOSITORY
 
 #: What every stage's result depends on.
-LIBRARY = ("components", "flows/stages.py")
+LIBRARY = ("components", "flows/stages.py", "flows/action_stages.py")
 
 
 def digest_of(*parts: str | bytes) -> str:

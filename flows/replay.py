@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from components.errors import InputError, SlateloopError
 from components.interactions.log_folder import open_log
 from flows import stages
+from flows.action_stages import names_of
 from flows.as_of import pinned
 from flows.config import LoopConfig, source_path
 from flows.lineage import code_digest, files_changed_since, folder_digest, lock_digest
@@ -28,7 +29,7 @@ from flows.run_folder import find_run, read_lineage, read_mark, read_record
 from flows.run_record import POLICY_FILES
 from flows.settings import PlatformSettings, require_writable
 from flows.stage_store import StageStore, clear_abandoned, staging_beside
-from flows.stages import BASELINE, POLICY, Estimates, read_ab, read_decision
+from flows.stages import Estimates, read_ab, read_decision
 from flows.tasks import Run
 
 LOCK = "constraints.txt"
@@ -181,7 +182,7 @@ def _changed(lineage: dict[str, Any]) -> Iterator[str]:
         )
         yield (
             f"code: digest {lineage['code_digest'][:DIGITS]} then, {code_digest()[:DIGITS]} now (components and "
-            f"flows/stages.py){which}"
+            f"the stages of flows){which}"
         )
     if lineage["lock_digest"] != lock_digest():
         yield f"lock: digest {lineage['lock_digest'][:DIGITS]} then, {lock_digest()[:DIGITS]} now ({LOCK})"
@@ -206,7 +207,7 @@ def _data(recorded: Recorded, dataset: Path, *, anyway: bool) -> Compared:
 
 def _compared(recorded: Recorded, results: dict[str, Path]) -> Iterator[Compared]:
     """Policies, estimates, A/B and decision of a run beside those of its replay."""
-    for name, stage in ((POLICY, "policy"), (BASELINE, "baseline")):
+    for name, stage in zip(names_of(recorded.config), ("policy", "baseline"), strict=True):
         kept = recorded.folder / "policies" / name
         yield _digests(f"policy {name}", folder_digest(kept, POLICY_FILES), folder_digest(results[stage], POLICY_FILES))
     evidence = read_record(recorded.folder, "evidence")

@@ -12,9 +12,9 @@ from components.errors import InputError
 from components.experiment.gate import Outcome
 from components.interactions.importers import interaction_log, table
 from components.interactions.log import InteractionLog
-from flows import platform_stages, stages
+from flows import action_stages, platform_stages, stages
 from flows.as_of import pinned
-from flows.config import LoopConfig, interaction_database, require_slates, source_path
+from flows.config import LoopConfig, interaction_database, logs_actions, require_device, source_path
 from flows.events import LoopEvent, emit
 from flows.lineage import digest_of, folder_digest
 from flows.releasing import RefusedError, let_out, open_releases
@@ -58,7 +58,7 @@ def retraining(
 
 def retrain(config: LoopConfig, path: Path | None, runs: Path | None, fresh: bool) -> RunSummary:
     """The loop, stage by stage."""
-    require_slates(config)
+    require_device(config)
     torch.set_num_threads(config.threads)
     settings = PlatformSettings()
     is_of_now = config.as_of is None
@@ -70,12 +70,11 @@ def retrain(config: LoopConfig, path: Path | None, runs: Path | None, fresh: boo
     version = run(platform_stages.version_data, dataset=dataset)
     checked = validated(run, dataset)
     learned = learn_and_judge(run, checked)
-    policy, baseline, gate = learned["policy"], learned["baseline"], learned["gate"]
-    package = run(platform_stages.package_policy, dataset=dataset, policy=policy, baseline=baseline, gate=gate)
-    reference = run(platform_stages.write_reference, split=learned["split"], users=learned["user-model"])
+    if not logs_actions(config):
+        make_servable(run, dataset, learned)
     ledger = enter_in_ledger(run, settings.home)
 
-    finished = leave_run_folder(run, version=version, package=package, reference=reference, ledger=ledger)
+    finished = leave_run_folder(run, version=version, ledger=ledger)
     publish_run(finished)
     tell_of_hold(finished)
     if is_of_now:
@@ -85,6 +84,8 @@ def retrain(config: LoopConfig, path: Path | None, runs: Path | None, fresh: boo
 
 def learn_and_judge(run: Run, checked: StageRef) -> dict[str, StageRef]:
     """From a log that was checked to a decision; returns the run's stages by name."""
+    if logs_actions(run.config):
+        return learn_and_judge_actions(run, checked)
     split = run(stages.split_sessions, checked=checked)
     users = run(stages.fit_user_model, split=split)
     behavior = run(stages.fit_behavior, split=split, users=users)
@@ -97,6 +98,28 @@ def learn_and_judge(run: Run, checked: StageRef) -> dict[str, StageRef]:
     ab = run(stages.run_ab, split=split, policy=policy, baseline=baseline)
     run(stages.judge_evidence, checked=checked, split=split, probes=probes, estimates=estimates, ab=ab)
     return run.stages
+
+
+def learn_and_judge_actions(run: Run, checked: StageRef) -> dict[str, StageRef]:
+    """The same for a log of actions."""
+    split = run(stages.split_sessions, checked=checked)
+    world = run(action_stages.fit_world_model, split=split)
+    policy = run(action_stages.train_policy, split=split, world=world)
+    baseline = run(action_stages.train_baseline, split=split, world=world)
+    judged = {"split": split, "policy": policy, "baseline": baseline}
+    estimates = run(action_stages.estimate_policies, **judged)
+    probes = run(action_stages.probe_world_model, **judged, world=world)
+    simulator = source_ref(run.config, run.path)
+    ab = run(action_stages.run_ab, source=simulator, policy=policy, baseline=baseline)
+    run(stages.judge_evidence, checked=checked, split=split, probes=probes, estimates=estimates, ab=ab)
+    return run.stages
+
+
+def make_servable(run: Run, dataset: StageRef, learned: dict[str, StageRef]) -> None:
+    """What the endpoint and the drift monitor need of a run: the packaged policy, and the reference."""
+    policy, baseline, gate = learned["policy"], learned["baseline"], learned["gate"]
+    run(platform_stages.package_policy, dataset=dataset, policy=policy, baseline=baseline, gate=gate)
+    run(platform_stages.write_reference, split=learned["split"], users=learned["user-model"])
 
 
 def tell_of_waiting(message: str, share: float) -> None:
@@ -134,10 +157,10 @@ def begin_ab(finished: FinishedRun) -> None:
         LogUnavailableError: the endpoint's database cannot be written.
     """
     loop, plan = finished.run.loop, finished.lineage.config.release
-    share = plan.canary_share
-    if share is None or finished.decision.outcome is Outcome.HOLD:
+    share, policy = plan.canary_share, finished.lineage.policy_tag
+    if share is None or policy is None or finished.decision.outcome is Outcome.HOLD:
         return
-    releases, policy = open_releases(writing=False), finished.lineage.policy_tag
+    releases = open_releases(writing=False)
     try:
         release = let_out(releases, loop, policy, share=share, planned_sessions=plan.planned_sessions)
     except (InputError, RefusedError) as reason:

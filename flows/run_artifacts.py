@@ -9,6 +9,7 @@ from prefect.artifacts import create_link_artifact, create_markdown_artifact, cr
 
 from components.evaluation.policy_value import Estimate, NotIdentified
 from components.experiment.ab import AbResult
+from flows.action_stages import names_of
 from flows.history import past_decisions
 from flows.numbers import duration, interval, number, share
 from flows.run_folder import FinishedRun
@@ -170,8 +171,9 @@ _REST = ("interval", "against the log", "ESS", "cap", "ratio")
 
 def _contest(finished: FinishedRun) -> str:
     ab, lineage = finished.evidence.ab, finished.lineage
-    challenger = f"Challenger `{lineage.policy_tag}` ({finished.evidence.gating.policy})"
-    against = f"{challenger} against baseline `{lineage.baseline_tag}`"
+    _, baseline = names_of(lineage.config)
+    challenger = f"Challenger `{lineage.policy_tag or lineage.policy_digest[:12]}` ({finished.evidence.gating.policy})"
+    against = f"{challenger} against baseline `{lineage.baseline_tag or baseline}`"
     if ab is None:
         return f"{against} and against who wrote the log; there was no A/B."
     return (
@@ -188,10 +190,14 @@ def _places(finished: FinishedRun) -> Rows:
         "Data Docs": "data_docs/index.html",
         "drift page": "drift_reference/drift.html",
         "lineage": "lineage.json",
+        "policies": "policies",
     }
+    places = [{"what": what, "where": f"`{(folder / page).as_uri()}`"} for what, page in pages.items()]
+    if lineage.policy_tag is None:
+        return [place for place in places if place["what"] != "drift page"]
     return [
-        *({"what": what, "where": f"`{(folder / page).as_uri()}`"} for what, page in pages.items()),
-        {"what": "policy", "where": f"`{lineage.policy_tag}` in BentoML's store; `{(folder / 'policies').as_uri()}`"},
+        *places,
+        {"what": "policy", "where": f"`{lineage.policy_tag}` in BentoML's store"},
         {"what": "Bento", "where": f"`{lineage.bento_tag}`"},
     ]
 

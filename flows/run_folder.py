@@ -22,9 +22,10 @@ from components.interactions.log_folder import open_log, replace_folder
 from components.interactions.splits import HOLDOUT, TEST, TRAIN, VALIDATION
 from components.interactions.stored_copies import write_whole
 from components.validation.checks import DataChecks
+from flows.action_stages import names_of
 from flows.disk_space import disk_full_told
 from flows.ledger_store import add_entry, read_ledger, summary_around
-from flows.lineage import code_digest, git_commit, lock_digest
+from flows.lineage import code_digest, folder_digest, git_commit, lock_digest
 from flows.report import write_report
 from flows.run_record import (
     POLICY_FILES,
@@ -39,7 +40,7 @@ from flows.run_record import (
 )
 from flows.stage_facts import stage_fact
 from flows.stage_store import MANIFEST, StageManifest, StageRef, clear_abandoned, staging_beside
-from flows.stages import BASELINE, POLICY, Estimates, read_ab, read_curves, read_decision
+from flows.stages import Estimates, read_ab, read_curves, read_decision
 from flows.tasks import Run
 
 
@@ -80,26 +81,22 @@ def enter_in_ledger(run: Run, home: Path) -> LedgerSummary:
     return summary_around(entry, read_ledger(home))
 
 
-def leave_run_folder(
-    run: Run, *, version: StageRef, package: StageRef, reference: StageRef, ledger: LedgerSummary
-) -> FinishedRun:
+def leave_run_folder(run: Run, *, version: StageRef, ledger: LedgerSummary) -> FinishedRun:
     """Gather a run's results into its folder, in one rename.
 
     Raises:
         DiskFullError: there is no space for it.
     """
     with disk_full_told(run.folder.parent, "SLATELOOP_RUNS"):
-        return _leave_run_folder(run, version, package, reference, ledger)
+        return _leave_run_folder(run, version, ledger)
 
 
-def _leave_run_folder(
-    run: Run, version: StageRef, package: StageRef, reference: StageRef, ledger: LedgerSummary
-) -> FinishedRun:
+def _leave_run_folder(run: Run, version: StageRef, ledger: LedgerSummary) -> FinishedRun:
     stages = {name: ref.path for name, ref in run.stages.items()}
     manifest = open_log(stages["import-data"] / "log").manifest
     decision = read_decision(stages["gate"])
     evidence = _evidence(run, manifest, stages, ledger)
-    lineage = _lineage(run, manifest, version.path, package.path)
+    lineage = _lineage(run, manifest, version.path, stages)
     summary = RunSummary(
         run=run.folder.name,
         loop=run.config.loop,
@@ -114,13 +111,12 @@ def _leave_run_folder(
         staging.mkdir(parents=True)
         for name, record in (("evidence", evidence), ("decision", decision), ("lineage", lineage), ("run", summary)):
             (staging / f"{name}.json").write_text(record.model_dump_json(indent=2) + "\n")
-        for source, name in (
-            (stages["validate"] / "data_docs", "data_docs"),
-            (stages["validate"] / "quarantine", "quarantine"),
-            (reference.path, "drift_reference"),
-        ):
+        copied = {name: stages["validate"] / name for name in ("data_docs", "quarantine")}
+        if "drift-reference" in stages:
+            copied["drift_reference"] = stages["drift-reference"]
+        for name, source in copied.items():
             shutil.copytree(source, staging / name, ignore=shutil.ignore_patterns(MANIFEST))
-        for stage, name in (("policy", POLICY), ("baseline", BASELINE)):
+        for stage, name in zip(("policy", "baseline"), names_of(run.config), strict=True):
             folder = staging / "policies" / name
             folder.mkdir(parents=True)
             for file in POLICY_FILES:
@@ -224,7 +220,7 @@ def _evidence(run: Run, manifest: Manifest, stages: dict[str, Path], ledger: Led
     estimates = Estimates.model_validate_json((stages["estimates"] / "estimates.json").read_bytes())
     splits = [stages["split"] / name for name in (TRAIN, VALIDATION, TEST, HOLDOUT)]
     logs = {folder.name: open_log(folder) for folder in splits if folder.exists()}
-    learned = ("user-model", "behavior", "world-model", "policy", "baseline")
+    learned = (name for name in ("user-model", "behavior", "world-model", "policy", "baseline") if name in stages)
     return Evidence(
         loop=run.config.loop,
         source=manifest.source,
@@ -245,7 +241,9 @@ def _evidence(run: Run, manifest: Manifest, stages: dict[str, Path], ledger: Led
         probes=ExploitProbes.model_validate_json((stages["probes"] / "probes.json").read_bytes()),
         trust_score=TrustScore.model_validate_json((stages["probes"] / "trust_score.json").read_bytes()),
         curves=read_curves(stages[name] for name in learned),
-        releases={POLICY: Release.model_validate_json((stages["policy"] / "release.json").read_bytes())},
+        releases={
+            names_of(run.config)[0]: Release.model_validate_json((stages["policy"] / "release.json").read_bytes())
+        },
         gating=estimates.gating,
         estimates=estimates.estimates,
         cap_sensitivity=estimates.cap_sensitivity,
@@ -261,8 +259,9 @@ def _evidence(run: Run, manifest: Manifest, stages: dict[str, Path], ledger: Led
     )
 
 
-def _lineage(run: Run, manifest: Manifest, version: Path, package: Path) -> Lineage:
-    packaged = Package.model_validate_json((package / "package.json").read_bytes())
+def _lineage(run: Run, manifest: Manifest, version: Path, stages: dict[str, Path]) -> Lineage:
+    package = stages.get("package")
+    packaged = None if package is None else Package.model_validate_json((package / "package.json").read_bytes())
     return Lineage(
         run=run.folder.name,
         started=run.started,
@@ -277,10 +276,10 @@ def _lineage(run: Run, manifest: Manifest, version: Path, package: Path) -> Line
         threads=run.config.threads,
         stages={name: ref.digest for name, ref in run.stages.items()},
         reused=tuple(run.reused),
-        policy_digest=packaged.policy_digest,
-        policy_tag=packaged.policy_tag,
-        baseline_tag=packaged.baseline_tag,
-        bento_tag=packaged.bento_tag,
+        policy_digest=folder_digest(stages["policy"], POLICY_FILES),
+        policy_tag=packaged and packaged.policy_tag,
+        baseline_tag=packaged and packaged.baseline_tag,
+        bento_tag=packaged and packaged.bento_tag,
     )
 
 

@@ -158,9 +158,11 @@ class Lineage(BaseModel):
     stages: dict[str, str] = Field(description="Key of each stage.")
     reused: tuple[str, ...] = Field(description="Stages that an earlier run had finished.")
     policy_digest: str = Field(description="Digest of the released policy's files.")
-    policy_tag: str = Field(description="Tag of the packaged policy in the model store.")
-    baseline_tag: str = Field(description="Tag of the packaged baseline.")
-    bento_tag: str = Field(description="Tag of the Bento with which both travel.")
+    policy_tag: str | None = Field(
+        description="Tag of the packaged policy in the model store; null for actions, which nothing serves."
+    )
+    baseline_tag: str | None = Field(description="Tag of the packaged baseline, as for the policy.")
+    bento_tag: str | None = Field(description="Tag of the Bento with which both travel, as for the policy.")
     forgotten: Forgotten | None = Field(
         default=None, description="Null while the lineage can be replayed; what was deleted from its data since."
     )

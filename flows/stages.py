@@ -38,10 +38,9 @@ from components.evaluation.estimates import estimate
 from components.evaluation.exploit_probes import (
     ExploitProbes,
     Probe,
-    judge_exploit,
+    exploit_probes,
     probe_parts,
     probe_policy,
-    rank_agreement,
 )
 from components.evaluation.logged_policy import (
     choose_strength,
@@ -58,6 +57,7 @@ from components.evaluation.trust_score import TrustScore, trust_score
 from components.evaluation.two_sample import two_sample_test
 from components.evaluation.weights import default_cap, ess_floor
 from components.evaluation.world_model_trust import (
+    TrustConfig,
     WorldModelTrust,
     baseline_nats,
     compare_requests,
@@ -188,7 +188,7 @@ def fit_user_model(config: LoopConfig, split: Path, out: Path, progress: Progres
         )
     fitted = _fit_user_model(config, open_log(split / TRAIN), open_log(split / VALIDATION), config.seed, progress)
     save_user_model(fitted.stored, out)
-    _write_curves(
+    write_curves(
         out,
         [
             Curve(
@@ -216,7 +216,7 @@ def fit_behavior(config: LoopConfig, split: Path, users: Path, out: Path, progre
     history = _fit_behavior(config, policy, train, progress)
     policy.strength.fill_(0.0)
     _save(config, policy, stored.vocabulary, "behavior", out)
-    _write_curves(out, [Curve(name="behavior policy", x="pass", y="nats a slate", values=history)] if history else [])
+    write_curves(out, [Curve(name="behavior policy", x="pass", y="nats a slate", values=history)] if history else [])
 
 
 def _needs_propensities(reader: SessionReader) -> bool:
@@ -260,7 +260,7 @@ def fit_world_model(
     save_user_model(stored, out)
     torch.save(training.discriminator.state_dict(), out / "discriminator.pt")
     rounds = training.history
-    _write_curves(
+    write_curves(
         out,
         [
             Curve(
@@ -310,7 +310,7 @@ def train_policy(config: LoopConfig, split: Path, world: Path, behavior: Path, o
         environment.expected_rewards if manifest.slate_size else None,
     )
     release = Release(strength=1.0, validation_ess=None, required_ess=None)
-    if has_log_probs:
+    if has_log_probs and config.evaluation.pull:
         test = _open_to_judge(open_log(split / TEST), stored.vocabulary, cross_fitted)
         n_validation, n_test = validation.log.manifest.n_requests, test.log.manifest.n_requests
         floor = ess_floor(n_test, at_least=config.gate.ess_floor_requests, share=config.gate.ess_floor_share)
@@ -324,7 +324,7 @@ def train_policy(config: LoopConfig, split: Path, world: Path, behavior: Path, o
         )
     _save(config, policy, stored.vocabulary, POLICY, out)
     (out / "release.json").write_text(release.model_dump_json())
-    _write_curves(
+    write_curves(
         out,
         [
             Curve(
@@ -364,7 +364,7 @@ def train_baseline(config: LoopConfig, split: Path, world: Path, out: Path, prog
     environment = _world_model(config, stored, train)
     training = train_cem(policy, environment, torch.arange(environment.n_users), config.cem, config.seed, progress)
     _save(config, policy, stored.vocabulary, BASELINE, out)
-    _write_curves(
+    write_curves(
         out,
         [Curve(name="CEM in the world model", x="iteration", y="reward of a session (elite)", values=training.history)],
     )
@@ -535,16 +535,14 @@ def probe_world_model(
         probes = _probe(
             config, stored, reader, load_policy(behavior).policy, challenger, load_policy(baseline), progress
         )
-    own = next((probe for probe in probes if probe.policy == name), None)
-    record = ExploitProbes(
-        challenger=name,
-        probes=probes,
-        agreement=rank_agreement(probes) if probes else None,
-        verdict=None if own is None else judge_exploit(own, config.trust),
-    )
-    score = trust_score((*trust.parts, *probe_parts(record.probes, record.agreement, name, config.trust)))
-    (out / "probes.json").write_text(record.model_dump_json(indent=2))
-    (out / "trust_score.json").write_text(score.model_dump_json(indent=2))
+    write_probes(trust, exploit_probes(probes, name, config.trust), config.trust, out)
+
+
+def write_probes(trust: WorldModelTrust, probes: ExploitProbes, limits: TrustConfig, out: Path) -> None:
+    """Leave the probes and the score of trust in the world model that follows from its report and them."""
+    parts = probe_parts(probes.probes, probes.agreement, probes.challenger, limits)
+    (out / "probes.json").write_text(probes.model_dump_json(indent=2))
+    (out / "trust_score.json").write_text(trust_score((*trust.parts, *parts)).model_dump_json(indent=2))
 
 
 def _probe(
@@ -646,7 +644,7 @@ def run_ab(config: LoopConfig, split: Path, policy: Path, baseline: Path, out: P
     treated = assign_arm(names.to_list(), salt=config.ab.salt, share=config.ab.treatment_share)[users.numpy()]
     codes = names.rank("dense").to_numpy()[users.numpy()]
     if min(len(np.unique(codes[arm])) for arm in (treated, ~treated)) < FEWEST_USERS:
-        _write_ab(out, None)
+        write_ab(out, None)
         return
     progress("A/B", 0.5)
     rewards, metrics = _ab_sessions(
@@ -666,7 +664,7 @@ def run_ab(config: LoopConfig, split: Path, policy: Path, baseline: Path, out: P
         day=np.arange(len(users)) * config.ab.days // len(users),
         planned_sessions=config.ab.sessions,
     )
-    _write_ab(out, result)
+    write_ab(out, result)
 
 
 def _ab_sessions(
@@ -741,7 +739,7 @@ def read_curves(folders: Iterable[Path]) -> tuple[Curve, ...]:
 
 
 def _has_simulator(config: LoopConfig) -> bool:
-    return isinstance(config.source, storefront.Config)
+    return isinstance(config.source, storefront.Config | virtual_taobao_log.Config)
 
 
 @dataclass(frozen=True)
@@ -885,9 +883,11 @@ def _save(
     save_policy(StoredPolicy(description, policy), out)
 
 
-def _write_ab(out: Path, result: AbResult | None) -> None:
+def write_ab(out: Path, result: AbResult | None) -> None:
+    """Leave the result of an A/B; None where there were too few users for one."""
     (out / AB).write_bytes(_AB_RESULT.dump_json(result, indent=2))
 
 
-def _write_curves(out: Path, curves: list[Curve]) -> None:
+def write_curves(out: Path, curves: list[Curve]) -> None:
+    """Leave a stage's learning curves."""
     (out / CURVES).write_bytes(TypeAdapter(list[Curve]).dump_json(curves, indent=2))

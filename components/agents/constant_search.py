@@ -14,11 +14,12 @@ from typing import Protocol, runtime_checkable
 import torch
 from jaxtyping import Float, Int
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from torch import Tensor, nn
+from torch import Tensor
 
 from components.agents.watch import Watch
 from components.environments.continuous import ContinuousEnvironment, State, finish_sessions
 from components.policies import tanh_gaussian
+from components.policies.constant_action import ConstantAction
 from components.policies.deterministic_policy import DeterministicPolicy
 
 
@@ -144,15 +145,6 @@ def mean_rewards(
     return Judged(rewards / steps, int(steps.sum()))
 
 
-class _Constant(nn.Module):
-    def __init__(self, outputs: Float[Tensor, " A"]) -> None:
-        super().__init__()
-        self.outputs = nn.Parameter(outputs)
-
-    def forward(self, observations: Float[Tensor, "B S"]) -> Float[Tensor, "B A"]:
-        return self.outputs.expand(len(observations), -1)
-
-
 def constant_policy(action: Float[Tensor, " A"]) -> DeterministicPolicy:
     """One action of the box, whatever is observed; smoothed where it must have a density."""
-    return DeterministicPolicy(_Constant(tanh_gaussian.latent_of(action[None])[0]))
+    return DeterministicPolicy(ConstantAction(tanh_gaussian.latent_of(action[None])[0]))

@@ -14,7 +14,7 @@ import polars as pl
 import torch
 from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict, Field, field_validator
-from torch import Tensor, nn
+from torch import Tensor
 
 from components.environments.constant_actions import middling_constant
 from components.environments.irecgan_mdp import FEEDBACK_DELAY, FIRST_SESSION, REQUEST_GAP, SESSION_GAP
@@ -22,6 +22,7 @@ from components.environments.virtual_taobao import ACTION_SIZE, GROUPS, VirtualT
 from components.interactions.contract import OF_REQUEST, Evidence, Feature, Manifest, RatioAssumption, Reward
 from components.interactions.log_folder import Log, write_log
 from components.interactions.tensor_record import TensorRecord
+from components.policies.constant_action import ConstantAction
 from components.policies.continuous_policy import ContinuousPolicy, UniformActions
 from components.policies.deterministic_policy import DeterministicPolicy
 
@@ -82,22 +83,9 @@ class LoggedPages(TensorRecord):
     ended: Tensor
 
 
-class _Constant(nn.Module):
-    """A network that says the same of every observation."""
-
-    def __init__(self, outputs: Float[Tensor, " A"]) -> None:
-        super().__init__()
-        self.outputs: Tensor
-        self.register_buffer("outputs", outputs)
-
-    def forward(self, observations: Float[Tensor, "B S"]) -> Float[Tensor, "B A"]:
-        """The outputs, once for each observation."""
-        return self.outputs.expand(len(observations), -1)
-
-
 def gaussian_around(action: Float[Tensor, " A"], deviation: float) -> DeterministicPolicy:
     """Truncated Gaussian actions around one action, whatever is observed; in float64."""
-    return DeterministicPolicy(_Constant(action.double().atanh()), deviation)
+    return DeterministicPolicy(ConstantAction(action.double().atanh()), deviation)
 
 
 def logging_policy(config: Config, environment: VirtualTaobao) -> ContinuousPolicy:

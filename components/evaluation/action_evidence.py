@@ -5,9 +5,11 @@ changes. DR stands beside it, with a model of the reward fitted to the log (`act
 (`action_support`).
 
 That the logged densities are densities is tested by a policy whose weights hardly vary: the Gaussian, truncated to the
-box, of the logged actions' own mean and deviations. Its mean weight is 1 where they are what they should be.
+box, of the logged actions' own mean and deviations. Its mean weight is 1 where they are what they should be. For each
+user it is that of the other half of the users: one that has seen the actions would fit them too well.
 """
 
+import math
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,25 +21,20 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from components.evaluation.action_rewards import N_SAMPLES, ActionRewards, fit_action_rewards
-from components.evaluation.action_support import (
-    ActionCloud,
-    ActionSupport,
-    PulledBack,
-    action_cloud,
-    action_support,
-    in_precision_of,
-    radius_for,
-)
+from components.evaluation.action_support import ActionSupport, action_cloud, action_support
 from components.evaluation.doubly_robust import doubly_robust_sums, doubly_robust_value
 from components.evaluation.logged_requests import KnownRewards, LoggedRequests
 from components.evaluation.ncis import one_request_sums, one_request_value
 from components.evaluation.policy_value import About, Estimand, Estimate, NotIdentified, PolicyValue, identify
+from components.evaluation.propensity_check import Expectation, PropensityCheck, judge_expectations
 from components.evaluation.ratio_sums import RatioSums, merge_shards
-from components.evaluation.weights import default_cap, ess_floor
+from components.evaluation.support import SupportDistance
+from components.evaluation.weights import LARGEST_LOG_WEIGHT, default_cap, ess_floor
 from components.interactions.continuous_batches import LoggedActions, read_actions
 from components.interactions.contract import RatioAssumption
 from components.interactions.log_folder import Log
 from components.policies.continuous_policy import ContinuousPolicy, UniformActions
+from components.policies.pulled_back import ActionCloud, PulledBack, in_precision_of, radius_for
 
 #: Where log-densities stop: a weight of e^-10,000 is 0, and logarithms of 0 would not be finite.
 _LEAST_LOG_PROB = -1e4
@@ -55,6 +52,18 @@ class ActionEvidence(BaseModel):
     cross_check: PolicyValue | None = Field(description="DR on the same log; None where nothing is identified.")
     support: ActionSupport
 
+    @property
+    def distance(self) -> SupportDistance | None:
+        """How far the policy lies from the log; None where it gives no value."""
+        if not isinstance(self.value, PolicyValue):
+            return None
+        return SupportDistance(
+            policy=self.policy,
+            divergence=math.log(self.value.n_units / max(self.value.effective_sample_size, 1.0)),
+            outside_share=self.support.outside_share,
+            of="actions",
+        )
+
 
 @dataclass(frozen=True)
 class StudiedLog:
@@ -64,8 +73,8 @@ class StudiedLog:
     rewards: KnownRewards
     cloud: ActionCloud
     model: ActionRewards
-    densities: PolicyValue | None
-    """NCIS of `FITTED`, for its mean weight; None where nothing is identified."""
+    densities: PropensityCheck | None
+    """Whether the logged densities fit the actions; None where too few users leave nothing to test with."""
     seed: int
 
     def pulled_back(self, policy: ContinuousPolicy, floor: float | None = None) -> PulledBack:
@@ -90,12 +99,28 @@ def study(log: Log, seed: int = 0) -> StudiedLog:
         ContractError: the log has no actions.
         InputError: it has fewer than two.
     """
-    rewards, cloud = _known_rewards(log), action_cloud(log)
-    densities = None
-    if identify(log.manifest.evidence, rewards) is None:
-        fitted = PulledBack(UniformActions(log.manifest.action_size), cloud, radius=0.0)
-        densities = one_request_value(_sums(log, rewards, fitted), **_about(FITTED))
-    return StudiedLog(log, rewards, cloud, fit_action_rewards(log, seed), densities, seed)
+    return StudiedLog(
+        log, _known_rewards(log), action_cloud(log), fit_action_rewards(log, seed), _check_densities(log), seed
+    )
+
+
+def gaussian_of(cloud: ActionCloud) -> PulledBack:
+    """The Gaussian of logged actions, whatever is observed: the policy that is nearest to all who wrote the log."""
+    return PulledBack(UniformActions(len(cloud.mean)), cloud, radius=0.0)
+
+
+@torch.no_grad()
+def _check_densities(log: Log) -> PropensityCheck | None:
+    # A user's actions are judged by the Gaussian of the half that the user is not in.
+    fitted = [gaussian_of(action_cloud(log, half=1 - half)) for half in (0, 1)]
+    weights, users = [], []
+    for part in read_actions(log):
+        by_half = torch.stack([policy.log_prob(part.observations, part.actions) for policy in fitted])
+        own = by_half.gather(0, (part.users % 2)[None])[0]
+        weights.append((own - part.log_probs).clamp(max=LARGEST_LOG_WEIGHT).exp())
+        users.append(part.users)
+    expectation = Expectation("mean weight", FITTED, 0.0, "all", 1.0, torch.cat(weights).numpy())
+    return judge_expectations([expectation], torch.cat(users).numpy(), estimated=False)
 
 
 def action_evidence(studied: StudiedLog, policy: ContinuousPolicy, name: str) -> ActionEvidence:
@@ -141,20 +166,56 @@ def action_evidence(studied: StudiedLog, policy: ContinuousPolicy, name: str) ->
     )
 
 
+@dataclass(frozen=True)
+class RadiusChoice:
+    """How far from the logged actions a release may go."""
+
+    radius: float
+    ess_share: float
+    """Share of the log's known requests that stay effective there."""
+    kept: float
+    """Share of the way from the logged actions' mean to the policy's action that is left, a mean over requests."""
+
+
+def choose_radius(policy: ContinuousPolicy, cloud: ActionCloud, log: Log, required: float) -> RadiusChoice:
+    """The largest of eleven radii at which enough of a log's requests speak of the pulled-back policy; 0 at worst.
+
+    The first is where ESS / n of two Gaussians would be what is required; the others are tenths of it.
+
+    Args:
+        policy: the one that is pulled back.
+        cloud: the actions that it is pulled back to.
+        log: others than those, with rewards.
+        required: share of its requests that are to stay effective, in (0, 1].
+    """
+    first = math.sqrt(math.log(1.0 / required))
+    for tenths in range(10, 0, -1):
+        radius = first * tenths / 10
+        share = effective_share(log, PulledBack(policy, cloud, radius))
+        if share >= required:
+            return RadiusChoice(radius, share, _kept(policy, cloud, log, radius))
+    return RadiusChoice(0.0, effective_share(log, PulledBack(policy, cloud, 0.0)), 0.0)
+
+
+@torch.no_grad()
+def _kept(policy: ContinuousPolicy, cloud: ActionCloud, log: Log, radius: float) -> float:
+    wanted = (policy.mode(in_precision_of(policy, part.observations)) for part in read_actions(log))
+    distances = torch.cat([cloud.distances(modes) for modes in wanted])
+    return float((radius / distances.clamp(min=radius)).mean())
+
+
+def effective_share(log: Log, policy: ContinuousPolicy) -> float:
+    """Share of a log's known requests that speak of a policy, ESS / n of its one-request estimate; 0 without any."""
+    rewards = _known_rewards(log)
+    if not rewards.n_known:
+        return 0.0
+    cap, known = default_cap(rewards.n_known), (part.select(part.reward_known) for part in read_actions(log))
+    sums = merge_shards({"NCIS": one_request_sums(_requests(part, policy), cap)} for part in known if len(part.rewards))
+    return sums["NCIS"].effective.value / rewards.n_known
+
+
 def _about(name: str) -> About:
     return {"policy": name, "ratio": RatioAssumption.FULL_SLATE}
-
-
-def _known_parts(log: Log) -> Iterator[LoggedActions]:
-    for part in read_actions(log):
-        known = part.select(part.reward_known)
-        if len(known.rewards):
-            yield known
-
-
-def _sums(log: Log, rewards: KnownRewards, policy: ContinuousPolicy) -> RatioSums:
-    cap = default_cap(rewards.n_known)
-    return merge_shards({"NCIS": one_request_sums(_requests(part, policy), cap)} for part in _known_parts(log))["NCIS"]
 
 
 @torch.no_grad()

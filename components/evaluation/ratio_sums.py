@@ -222,7 +222,8 @@ class _Mean:
             return self.value, None, None
         squares = np.square(self.influence)
         total = float(squares.sum())
-        if total == 0:
+        if total**2 == 0:
+            # Weights of nothing: what they vary by is nothing too, or so little that its square is.
             return self.value, self.value, self.value
         kurtosis = n_users * float(squares @ squares) / total**2
         degrees = n_users - 1 if kurtosis <= 1 else min(n_users - 1, 2 * n_users / (kurtosis - 1))

@@ -12,6 +12,7 @@ logging policy.
 """
 
 import math
+from typing import Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -37,8 +38,20 @@ class SupportDistance(BaseModel):
     outside_share: float = Field(
         ge=0,
         le=1,
-        description="Share of its first items that the logging policy shows less often than a tenth of chance.",
+        description="Share of its first items that the logging policy shows less often than a tenth of chance; or of "
+        "its actions that lie farther out than 99 of 100 logged ones.",
     )
+    of: Literal["first items", "actions"] = Field(default="first items", description="What the share is of.")
+
+    @property
+    def text(self) -> str:
+        """The distance in a sentence, without a full stop."""
+        outside = (
+            f"the log hardly shows {self.outside_share:.1%} of its first items"
+            if self.of == "first items"
+            else f"{self.outside_share:.1%} of its actions lie farther out than 99 of 100 logged ones"
+        )
+        return f"{self.policy} lies {self.divergence:.2f} nats from the logging policy, and {outside}"
 
 
 def support_distance(

@@ -272,15 +272,26 @@ def compare_requests(user_model: UserModel, reader: SessionReader) -> dict[str, 
         name: [torch.cat(part).numpy() for part in zip(*parts, strict=True)] for name, parts in collected.items()
     }
     return {
-        name: _gap_of_requests(name, *parts)
+        name: gap_of_requests(name, *parts)
         for name, parts in columns.items()
         if len(parts[0]) or name == REQUEST_REWARD
     }
 
 
-def _gap_of_requests(
+def gap_of_requests(
     quantity: str, expected: Float[np.ndarray, " M"], heard: Float[np.ndarray, " M"], users: Int[np.ndarray, " M"]
 ) -> GeneratedAgainstReal | None:
+    """What is expected of logged requests against what was heard, as `compare_requests` has it.
+
+    Args:
+        quantity: what is compared.
+        expected: of each request.
+        heard: at each request.
+        users: code of each request's user.
+
+    Returns:
+        None where fewer than two users, or nothing but zeros, were heard.
+    """
     found, codes = np.unique(users, return_inverse=True)
     total = float(heard.sum())
     if len(found) < 2 or total == 0:
@@ -350,7 +361,7 @@ def _session_parts(
 ) -> list[TrustPart]:
     compared = {part.quantity for part in sessions}
     return [
-        *(_gap_part(part, "Generated sessions differ", config) for part in sessions),
+        *(gap_part(part, "Generated sessions differ", config) for part in sessions),
         *(
             right_or_wrong(
                 quantity,
@@ -379,11 +390,12 @@ def _request_parts(requests: dict[str, GeneratedAgainstReal | None], config: Tru
             text = f"Requests cannot be compared in {quantity}: too few users, or nothing but zeros, were heard."
             parts.append(right_or_wrong(quantity, False, text))
         else:
-            parts.append(_gap_part(part, "What is expected of logged requests differs", config))
+            parts.append(gap_part(part, "What is expected of logged requests differs", config))
     return parts
 
 
-def _gap_part(part: GeneratedAgainstReal, what: str, config: TrustConfig) -> TrustPart:
+def gap_part(part: GeneratedAgainstReal, what: str, config: TrustConfig) -> TrustPart:
+    """The part of the trust score that a gap makes; `what` differs, in words."""
     return limited(
         part.quantity,
         abs(part.gap) + 2.0 * part.standard_error,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from scipy import stats
 from torch import Tensor
 from torch.nn import functional
@@ -66,7 +66,18 @@ def model_value(
         users_state = user_model.encoder.states(batch).select(flat)
         rewards.append(expected_rewards(user_model, reward, users_state, choice.slates).sum(1))
         users.append(batch.users[rows])
-    values, (found, codes) = torch.cat(rewards).numpy(), np.unique(torch.cat(users).numpy(), return_inverse=True)
+    return mean_by_user(torch.cat(rewards).numpy(), torch.cat(users).numpy(), confidence)
+
+
+def mean_by_user(values: Float[np.ndarray, " M"], users: Int[np.ndarray, " M"], confidence: float = 0.95) -> ModelValue:
+    """Mean of requests' values, with an interval in which requests of one user may depend on each other.
+
+    Args:
+        values: at least one.
+        users: code of each request's user.
+        confidence: of the interval.
+    """
+    found, codes = np.unique(users, return_inverse=True)
     mean, n_users = float(values.mean()), len(found)
     if n_users < 2:
         return ModelValue(mean, None)

@@ -51,6 +51,16 @@ def read_actions(log: Log) -> Iterator[LoggedActions]:
         yield actions_of(part, log.manifest, str(path))
 
 
+def numeric_columns(manifest: Manifest) -> list[int]:
+    """Places of the numeric features among the numbers of an observation."""
+    columns, place = [], 0
+    for feature in manifest.context:
+        if feature.kind == "numeric":
+            columns.append(place)
+        place += 1 if feature.kind == "numeric" else len(feature.values)
+    return columns
+
+
 def require_actions(log: Log) -> None:
     """Refuse a log that cannot be read as actions.
 
