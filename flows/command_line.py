@@ -430,12 +430,9 @@ def _show(folder: Path, as_json: bool) -> None:
     from flows.terminal import decision_panel
 
     lineage = json.loads((folder / "lineage.json").read_text())
-    # Earlier versions' runs name no baseline.
-    tags = {
-        name: lineage[f"{name.lower()}_tag"]
-        for name in ("Policy", "Baseline", "Bento")
-        if f"{name.lower()}_tag" in lineage
-    }
+    # Earlier versions' runs name no baseline, and those of actions package nothing.
+    named = {name: lineage.get(f"{name.lower()}_tag") for name in ("Policy", "Baseline", "Bento")}
+    tags = {name: tag for name, tag in named.items() if tag is not None}
     Console().print(decision_panel(decision, folder / "report.html", tags))
     if mark := read_mark(folder):
         print(mark.text)

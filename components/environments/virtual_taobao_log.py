@@ -85,7 +85,7 @@ class LoggedPages(TensorRecord):
 
 def gaussian_around(action: Float[Tensor, " A"], deviation: float) -> DeterministicPolicy:
     """Truncated Gaussian actions around one action, whatever is observed; in float64."""
-    return DeterministicPolicy(ConstantAction(action.double().atanh()), deviation)
+    return DeterministicPolicy(ConstantAction(action.double().atanh()), deviation).requires_grad_(False)
 
 
 def logging_policy(config: Config, environment: VirtualTaobao) -> ContinuousPolicy:

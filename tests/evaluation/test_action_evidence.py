@@ -14,14 +14,22 @@ from virtual_taobao_weights import published_weights
 
 from components.environments.virtual_taobao import VirtualTaobao
 from components.environments.virtual_taobao_log import gaussian_around, roll_out_pages
-from components.evaluation.action_evidence import ActionEvidence, StudiedLog, action_evidence, study
-from components.evaluation.action_support import PulledBack, action_cloud, radius_for
+from components.evaluation.action_evidence import (
+    ActionEvidence,
+    StudiedLog,
+    action_evidence,
+    choose_radius,
+    effective_share,
+    study,
+)
+from components.evaluation.action_support import action_cloud
 from components.evaluation.logged_requests import LoggedRequests
 from components.evaluation.ncis import one_request_ncis
 from components.evaluation.policy_value import NotIdentified, PolicyValue
 from components.interactions.contract import RatioAssumption
 from components.policies.continuous_policy import ActionChoice, UniformActions
 from components.policies.deterministic_policy import DeterministicPolicy
+from components.policies.pulled_back import PulledBack, radius_for
 
 N = 12_000
 
@@ -75,7 +83,8 @@ def test_a_far_policy_has_next_to_no_requests_and_is_outside(studied: StudiedLog
 
     assert value_of(evidence).effective_sample_size < 3
     assert evidence.support.outside_share == 1.0
-    assert not evidence.support.inside
+    assert evidence.distance is not None
+    assert evidence.distance.text.endswith("100.0% of its actions lie farther out than 99 of 100 logged ones")
 
 
 def test_a_narrow_policy_is_inside_and_yet_has_few_requests(studied: StudiedLog) -> None:
@@ -148,6 +157,35 @@ def test_a_log_that_is_too_short_leaves_no_other_policy() -> None:
     assert radius_for(round(1.5 * 500 * math.e), floor=500.0) == pytest.approx(1.0, abs=1e-3)
 
 
+@pytest.mark.parametrize("required", [0.1, 0.5])
+def test_a_release_goes_as_far_as_enough_requests_speak_of_it(required: float, studied: StudiedLog) -> None:
+    far = around(0.6, 0.6)
+    choice = choose_radius(far, studied.cloud, studied.log, required)
+
+    assert choice.ess_share >= required
+    # ESS / n = exp(-d²) of Gaussians as wide, of which a sample sees somewhat more.
+    assert choice.radius == pytest.approx(math.sqrt(-math.log(required)), rel=0.25)
+    assert choice.kept == pytest.approx(choice.radius / float(studied.cloud.distances(far.mode(torch.zeros(1, 3)))))
+    further = PulledBack(far, studied.cloud, 1.3 * choice.radius + 0.2)
+    assert effective_share(studied.log, further) < choice.ess_share
+
+
+def test_a_release_of_which_all_must_speak_is_the_gaussian_of_the_log(studied: StudiedLog) -> None:
+    choice = choose_radius(around(0.6, 0.6), studied.cloud, studied.log, 1.0)
+
+    assert (choice.radius, choice.kept) == (0.0, 0.0)
+    assert choice.ess_share > 0.99
+
+
+@pytest.mark.parametrize("n_users", [400, 4_000])
+def test_densities_that_fit_are_not_refused_on_few_users(n_users: int, tmp_path: Path) -> None:
+    check = study(hand_log(tmp_path / "log", n_users, seed=6)).densities
+
+    assert check is not None
+    assert check.worst.p_value > 0.01
+    assert check.worst.observed == pytest.approx(1.0, abs=0.02)
+
+
 def test_parts_and_unknown_rewards_make_no_difference_to_what_is_known(tmp_path: Path) -> None:
     policy = around(0.05, 0.0)
     one, three = (
@@ -173,7 +211,7 @@ def test_a_constant_reward_tells_no_value(tmp_path: Path) -> None:
     evidence = action_evidence(studied, UniformActions(2), "uniform")
 
     assert isinstance(evidence.value, NotIdentified)
-    assert studied.densities is None
+    assert evidence.distance is None
     assert evidence.support.outside_share > 0.8
 
 
