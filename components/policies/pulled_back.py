@@ -63,6 +63,12 @@ def radius_for(n: int, floor: float, margin: float = MARGIN) -> float:
     return math.sqrt(math.log(max(n / (margin * floor), 1.0)))
 
 
+def towards(wanted: Float64[Tensor, "B A"], cloud: ActionCloud, radius: float) -> Float64[Tensor, "B A"]:
+    """From the logged actions' mean straight towards actions, no farther than a radius."""
+    share = (radius / cloud.distances(wanted).clamp(min=_LEAST_DISTANCE)).clamp(max=1.0)
+    return cloud.mean + share[:, None] * (wanted - cloud.mean)
+
+
 class PulledBack:
     """A policy pulled back to where a log's actions lie, as the module says.
 
@@ -88,8 +94,7 @@ class PulledBack:
     def mode(self, observations: Float[Tensor, "B S"]) -> Float[Tensor, "B A"]:
         """The pulled-back action."""
         wanted = self.policy.mode(in_precision_of(self.policy, observations)).double()
-        share = (self.radius / self.cloud.distances(wanted).clamp(min=_LEAST_DISTANCE)).clamp(max=1.0)
-        return self.cloud.mean + share[:, None] * (wanted - self.cloud.mean)
+        return towards(wanted, self.cloud, self.radius)
 
 
 def in_precision_of(policy: ContinuousPolicy, values: Float[Tensor, "M W"]) -> Float[Tensor, "M W"]:
