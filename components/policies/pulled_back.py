@@ -17,6 +17,7 @@ Shape letters: M requests, B observations, S numbers of an observation, A of an 
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Float, Float64
@@ -40,22 +41,19 @@ class ActionCloud:
     """Distance within which 99 of 100 logged actions lie."""
     n: int
 
-    @property
+    @cached_property
     def deviation(self) -> Float64[Tensor, " A"]:
         """Of each number."""
         return self.covariance.diagonal().sqrt()
 
     def distances(self, actions: Float[Tensor, "M A"]) -> Float64[Tensor, " M"]:
         """Mahalanobis distance of each action."""
-        return distances(actions, self.mean, self.covariance)
+        centred = actions.double() - self.mean
+        return (centred @ self._precision * centred).sum(1).clamp(min=0.0).sqrt()
 
-
-def distances(
-    actions: Float[Tensor, "M A"], mean: Float64[Tensor, " A"], covariance: Float64[Tensor, "A A"]
-) -> Float64[Tensor, " M"]:
-    """Mahalanobis distance of each action from a mean."""
-    centred = actions.double() - mean
-    return (centred @ torch.linalg.pinv(covariance, hermitian=True) * centred).sum(1).clamp(min=0.0).sqrt()
+    @cached_property
+    def _precision(self) -> Float64[Tensor, "A A"]:
+        return torch.linalg.pinv(self.covariance, hermitian=True)
 
 
 def radius_for(n: int, floor: float, margin: float = MARGIN) -> float:
