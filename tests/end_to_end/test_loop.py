@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,8 +77,10 @@ def test_the_shops_ab_knows_its_users_past_and_guards_what_they_do(first_run: An
     assert not ab["looked_early"]
 
 
-def test_the_same_command_reuses_every_stage_and_comes_to_the_same_result(first_run: Answer, shop: Place) -> None:
-    again = shop.call("run", "--config", "loop.toml", "--json")
+def test_the_same_command_without_a_server_reuses_every_stage_and_comes_to_the_same_result(
+    first_run: Answer, shop: Place
+) -> None:
+    again = replace(shop, api=None).call("run", "--config", "loop.toml", "--json")
     assert again.stages("reused") == list(STAGES)
     assert again.document["lineage"]["reused"] == list(STAGES)
     assert again.document["lineage"]["policy_digest"] == first_run.document["lineage"]["policy_digest"]
@@ -91,6 +94,7 @@ def test_the_same_command_reuses_every_stage_and_comes_to_the_same_result(first_
         }
 
 
+@pytest.mark.slow
 def test_in_another_home_and_without_a_server_the_weights_are_the_same_bytes(first_run: Answer, tmp_path: Path) -> None:
     place = Place(tmp_path / "other")
     place.write("loop.toml", SMALL_SHOP + LEARN_LITTLE)
