@@ -20,6 +20,7 @@ from components.experiment.ledger import FEW, LabelSummary
 from components.interactions.contract import Evidence as EvidenceLevel
 from components.interactions.contract import RatioAssumption
 from flows import figures
+from flows.config import logs_actions
 from flows.numbers import counted, duration, interval, number, share
 from flows.run_record import Evidence, Lineage
 from flows.terminal import CONTRASTS, OUTCOME_SYMBOLS, VERDICTS, verdict
@@ -31,6 +32,10 @@ _LEVELS = {
     "to be estimated.",
     EvidenceLevel.CLICKS: "Only what users did was logged, not what they were shown.",
 }
+_ACTIONS = (
+    "Actions were logged with their probability densities, so other policies can be judged on this log. What a user "
+    "does may depend on all of an action's numbers."
+)
 _RATIOS = {
     RatioAssumption.FULL_SLATE: "What a user does may depend on the whole slate.",
     RatioAssumption.CASCADE: "What a user does at a position depends on that position and those above it.",
@@ -118,7 +123,7 @@ def _render(evidence: Evidence, decision: Decision, lineage: Lineage) -> str:
     environment.filters |= {"number": number, "share": share, "duration": duration}
     environment.globals |= {"counted": counted}
     environment.globals |= {"interval": interval, "needed_ess": partial(figures.needed_ess, gate=lineage.config.gate)}
-    level = EvidenceLevel(evidence.evidence_level)
+    level, acts = EvidenceLevel(evidence.evidence_level), logs_actions(lineage.config)
     order = list(VERDICTS)
     return environment.get_template("report.html.j2").render(
         evidence=evidence,
@@ -131,8 +136,9 @@ def _render(evidence: Evidence, decision: Decision, lineage: Lineage) -> str:
             ((verdict(reason), reason) for reason in decision.reasons), key=lambda pair: order.index(pair[0])
         ),
         verdicts=VERDICTS,
-        level=_LEVELS[level],
-        ratio=None if level is EvidenceLevel.CLICKS else _RATIOS[RatioAssumption(evidence.ratio_assumption)],
+        acts=acts,
+        level=_ACTIONS if acts else _LEVELS[level],
+        ratio=None if acts or level is EvidenceLevel.CLICKS else _RATIOS[RatioAssumption(evidence.ratio_assumption)],
         expectations=sorted(evidence.data.expectations, key=lambda result: result.success),
         panels=_panels(evidence, lineage),
         caps=figures.cap_sensitivity(evidence.cap_sensitivity) if evidence.cap_sensitivity else None,

@@ -7,6 +7,9 @@
 Shape letters: M requests, A numbers of an action.
 """
 
+import math
+from dataclasses import replace
+
 import numpy as np
 import torch
 from jaxtyping import Float64
@@ -16,7 +19,7 @@ from torch import Tensor
 from components.errors import InputError
 from components.interactions.continuous_batches import read_actions
 from components.interactions.log_folder import Log
-from components.policies.pulled_back import ActionCloud, distances
+from components.policies.pulled_back import ActionCloud
 
 #: Share of the logged actions that count as within.
 WITHIN = 0.99
@@ -55,10 +58,10 @@ def action_cloud(log: Log, half: int | None = None) -> ActionCloud:
         raise InputError(f"{log.path}: has {moments.n} actions; expected at least two")
     mean, covariance = moments.mean, moments.covariance
     covariance.diagonal().clamp_(min=_LEAST_VARIANCE)
-    logged = torch.cat([distances(part.actions, mean, covariance) for part in read_actions(log)])
+    cloud = ActionCloud(mean, covariance, math.nan, moments.n)
+    logged = torch.cat([cloud.distances(part.actions) for part in read_actions(log)])
     # torch's own quantile takes no more than 2^24 values.
-    radius = float(np.quantile(logged.numpy(), WITHIN))
-    return ActionCloud(mean, covariance, radius, moments.n)
+    return replace(cloud, radius=float(np.quantile(logged.numpy(), WITHIN)))
 
 
 class _Moments:

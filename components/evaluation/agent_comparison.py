@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from statistics import fmean
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -39,7 +39,7 @@ from components.agents.sac import SacConfig, train_sac
 from components.agents.td3 import Td3Config, train_td3
 from components.agents.two_stream_ppo import TwoStreamPpoConfig, train_two_stream_ppo
 from components.agents.watch import Watch
-from components.environments.continuous import run_sessions
+from components.environments.continuous import ContinuousEnvironment, run_sessions
 from components.environments.virtual_taobao import CLICK_COUNTS, ITEMS_OF_A_PAGE, VirtualTaobao
 from components.errors import InputError
 from components.evaluation.best_constant import best_constant
@@ -76,14 +76,14 @@ class Row:
     kind: Kind
     steps: int
     """Environment steps for which it learns; 0 where there is nothing to learn from them."""
-    train: Callable[[VirtualTaobao, int, int, Watch], ContinuousPolicy]
-    """Called with the environment, steps, a seed and who watches."""
+    train: Callable[[Any, int, int, Watch], ContinuousPolicy]
+    """Called with the environment (Virtual Taobao, or for agents another one), steps, a seed and who watches."""
 
 
-def agent(kind: Kind, train: Callable[[VirtualTaobao, Config, int, Watch], ContinuousPolicy], config: Config) -> Row:
+def agent(kind: Kind, train: Callable[[Any, Config, int, Watch], ContinuousPolicy], config: Config) -> Row:
     """The row of an agent whose configuration has `steps`."""
 
-    def train_for(environment: VirtualTaobao, steps: int, seed: int, watch: Watch) -> ContinuousPolicy:
+    def train_for(environment: ContinuousEnvironment[Any], steps: int, seed: int, watch: Watch) -> ContinuousPolicy:
         return train(environment, config.model_copy(update={"steps": steps}), seed, watch)
 
     return Row(kind, config.model_dump()["steps"], train_for)
@@ -91,7 +91,7 @@ def agent(kind: Kind, train: Callable[[VirtualTaobao, Config, int, Watch], Conti
 
 def agents(
     name: str,
-    train: Callable[[VirtualTaobao, Config, int, Watch], ContinuousPolicy],
+    train: Callable[[Any, Config, int, Watch], ContinuousPolicy],
     tuned: Config,
     published: Config | None = None,
 ) -> dict[str, Row]:

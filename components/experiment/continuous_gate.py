@@ -22,6 +22,7 @@ from components.evaluation.world_model_trust import TrustConfig, WorldModelTrust
 from components.experiment.evidence import GateEvidence, TrustSummary
 from components.experiment.gate import Decision, GateConfig, decide
 from components.policies.continuous_policy import ContinuousPolicy
+from components.policies.pulled_back import PulledBack
 from components.world_model.action_model import ActionModel
 
 
@@ -63,11 +64,8 @@ def judge_continuous(
     Raises:
         InputError: the policy's log-densities are no numbers.
     """
-    floor = _floor(judge)
     evidence, probe, decision = _judge(judge, policy, name, data_passed, data_text)
-    left, _, left_decision = _judge(
-        judge, judge.studied.pulled_back(policy, floor), f"{name}, pulled back", data_passed, data_text
-    )
+    left, _, left_decision = _judge(judge, pulled_back(judge, policy), f"{name}, pulled back", data_passed, data_text)
     return ContinuousVerdict(
         evidence=evidence,
         probe=probe,
@@ -75,6 +73,11 @@ def judge_continuous(
         pulled_back_evidence=left,
         pulled_back_decision=left_decision,
     )
+
+
+def pulled_back(judge: Judge, policy: ContinuousPolicy) -> PulledBack:
+    """The policy pulled back to where the log's effective sample size stays above the gate's floor."""
+    return judge.studied.pulled_back(policy, _floor(judge))
 
 
 def _floor(judge: Judge) -> float:

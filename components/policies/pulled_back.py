@@ -17,6 +17,7 @@ Shape letters: M requests, B observations, S numbers of an observation, A of an 
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Float, Float64
@@ -40,27 +41,30 @@ class ActionCloud:
     """Distance within which 99 of 100 logged actions lie."""
     n: int
 
-    @property
+    @cached_property
     def deviation(self) -> Float64[Tensor, " A"]:
         """Of each number."""
         return self.covariance.diagonal().sqrt()
 
     def distances(self, actions: Float[Tensor, "M A"]) -> Float64[Tensor, " M"]:
         """Mahalanobis distance of each action."""
-        return distances(actions, self.mean, self.covariance)
+        centred = actions.double() - self.mean
+        return (centred @ self._precision * centred).sum(1).clamp(min=0.0).sqrt()
 
-
-def distances(
-    actions: Float[Tensor, "M A"], mean: Float64[Tensor, " A"], covariance: Float64[Tensor, "A A"]
-) -> Float64[Tensor, " M"]:
-    """Mahalanobis distance of each action from a mean."""
-    centred = actions.double() - mean
-    return (centred @ torch.linalg.pinv(covariance, hermitian=True) * centred).sum(1).clamp(min=0.0).sqrt()
+    @cached_property
+    def _precision(self) -> Float64[Tensor, "A A"]:
+        return torch.linalg.pinv(self.covariance, hermitian=True)
 
 
 def radius_for(n: int, floor: float, margin: float = MARGIN) -> float:
     """How far out a pulled-back policy may go, r; 0 where the log has too few requests for any other policy."""
     return math.sqrt(math.log(max(n / (margin * floor), 1.0)))
+
+
+def towards(wanted: Float64[Tensor, "B A"], cloud: ActionCloud, radius: float) -> Float64[Tensor, "B A"]:
+    """From the logged actions' mean straight towards actions, no farther than a radius."""
+    share = (radius / cloud.distances(wanted).clamp(min=_LEAST_DISTANCE)).clamp(max=1.0)
+    return cloud.mean + share[:, None] * (wanted - cloud.mean)
 
 
 class PulledBack:
@@ -88,8 +92,7 @@ class PulledBack:
     def mode(self, observations: Float[Tensor, "B S"]) -> Float[Tensor, "B A"]:
         """The pulled-back action."""
         wanted = self.policy.mode(in_precision_of(self.policy, observations)).double()
-        share = (self.radius / self.cloud.distances(wanted).clamp(min=_LEAST_DISTANCE)).clamp(max=1.0)
-        return self.cloud.mean + share[:, None] * (wanted - self.cloud.mean)
+        return towards(wanted, self.cloud, self.radius)
 
 
 def in_precision_of(policy: ContinuousPolicy, values: Float[Tensor, "M W"]) -> Float[Tensor, "M W"]:

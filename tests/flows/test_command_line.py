@@ -13,6 +13,7 @@ from typing import Any
 
 import polars as pl
 import pytest
+import torch
 from click.testing import Result
 from ledger_entries import ab_result, ledger_entry
 from typer.testing import CliRunner
@@ -447,12 +448,23 @@ def test_a_log_of_actions_is_imported_and_validated(tmp_path: Path) -> None:
     assert "expected a log of slates" in refused("evaluate", "--policy", tmp_path, "--log", tmp_path / "log")
 
 
-@pytest.mark.parametrize("path", [(), TAOBAO[2:]])
-def test_the_loop_says_that_it_cannot_learn_from_actions_yet(path: tuple[str, ...]) -> None:
-    told = refused("run", *TAOBAO[:2], *path)
+@pytest.mark.parametrize("command", ["up", "deploy"])
+def test_what_needs_the_endpoint_refuses_a_loop_of_actions(command: str, tmp_path: Path) -> None:
+    config = tmp_path / "loop.toml"
+    config.write_text('[source]\nname = "virtual-taobao"\n')
+
+    told = refused(command, "--config", config)
 
     assert told.startswith("slateloop: source 'virtual-taobao' logs actions of continuous numbers")
-    assert "`slateloop import`" in told
+    assert "`slateloop run` learns and judges a policy of actions, and nothing serves it" in told
+
+
+def test_a_device_on_which_nothing_can_learn_is_refused(tmp_path: Path) -> None:
+    assert "device = 'cuda': a loop of slates learns on the CPU" in refused("run", "--set", "device=cuda")
+    absent = next((name for name in ("cuda", "mps") if not getattr(torch, name).is_available()), None)
+    if absent is not None:
+        told = refused("run", *TAOBAO[:2], "--path", tmp_path, "--set", f"device={absent}")
+        assert f"device = '{absent}': torch finds no such device on this machine" in told
 
 
 def test_weights_that_are_not_there_are_named(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from virtual_taobao_weights import published_weights
 from components.errors import InputError
 from components.evaluation.agent_comparison import ROWS, Kind
 from flows.benchmarks import run
-from flows.benchmarks.virtual_taobao import NEVER, QUICK_ROWS, _row_figures, _solvers, draw, tables
+from flows.benchmarks.virtual_taobao import NEVER, QUICK_ROWS, _judged_figures, _row_figures, _solvers, draw, tables
 from flows.figures import CurveOfSeeds
 
 TUNED = next(name for name, row in ROWS.items() if row.kind is Kind.TUNED)
@@ -77,6 +77,42 @@ def test_the_table_has_one_line_a_row_and_says_what_never_happened() -> None:
     assert rows.count("\n") == 2
     assert f"| {TUNED} | 0.550 ± 0.64 |" in rows
     assert "| never |" in rows
+
+
+def judged(held: float, exploit: float, *, constrained: bool = True) -> dict[str, float]:
+    """Of a seed whose agent earns all, and by half of that when it is trained under the constraint."""
+    under = {"constrained_ctr": 0.7, "constrained_estimate": 0.69, "constrained_held": 0.0}
+    return (under if constrained else {}) | {
+        "logged_ctr": 0.4,
+        "trained_ctr": 1.0,
+        "left_ctr": 0.1,
+        "left_estimate": 0.11,
+        "promised": 0.9,
+        "held": held,
+        "exploit": exploit,
+        "left_held": 1.0,
+    }
+
+
+def test_the_second_table_says_what_the_log_leaves_of_an_agent_and_what_the_gate_says() -> None:
+    of_seeds = [judged(1.0, 1.0), judged(1.0, 1.0)]
+    figures = {f"{TUNED}.{key}": figure for key, figure in _judged_figures(of_seeds).items()}
+    constant = {
+        f"best-constant.{key}": figure for key, figure in _judged_figures([judged(1, 1, constrained=False)]).items()
+    }
+
+    _, _, left = tables(figures | constant).split("\n\n")
+
+    assert figures[f"{TUNED}.held"].holds is True
+    assert figures[f"{TUNED}.constrained_share"].value == pytest.approx(0.5)
+    assert figures[f"{TUNED}.left_share"].value == pytest.approx(-0.5)
+    assert left.count("\n") == 3
+    assert "| best-constant | 0.400 | 1 | 0.900 | 1 | 0.100 | −0.500 | 1 |  |  |  |  |" in left
+
+
+@pytest.mark.parametrize("seed", [judged(0.0, 0.0), judged(1.0, 0.0)])
+def test_an_agent_that_is_let_out_as_trained_or_held_for_another_reason_is_a_miss(seed: dict[str, float]) -> None:
+    assert _judged_figures([judged(1.0, 1.0), seed])["held"].holds is False
 
 
 def test_curves_meet_where_all_seeds_were_looked_at() -> None:
