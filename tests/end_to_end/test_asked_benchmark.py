@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 from prefect_server import Server
 from virtual_taobao_weights import write_random_weights
 
@@ -29,6 +30,7 @@ def run_flow(api: str, weights: Path, home: Path) -> dict[str, Any]:
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
+@pytest.mark.services
 def test_the_flow_leaves_its_table_and_goes_on_from_what_an_earlier_run_kept(prefect_api: str, tmp_path: Path) -> None:
     weights = write_random_weights(tmp_path / "weights")
     first, again = (run_flow(prefect_api, weights, tmp_path / "home") for _ in range(2))
