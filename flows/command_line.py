@@ -38,7 +38,8 @@ app.add_typer(serving_app)
 app.add_typer(platform_app)
 
 SourceName = Annotated[
-    str | None, typer.Option("--source", help="storefront, log, obd, trivago, sessions, movielens or table.")
+    str | None,
+    typer.Option("--source", help="storefront, log, obd, trivago, sessions, movielens, table or virtual-taobao."),
 ]
 
 

@@ -19,7 +19,7 @@ from flows.lineage import code_digest, digest_of, lock_digest
 from flows.numbers import duration
 from flows.settings import require_writable
 from flows.stage_facts import stage_fact
-from flows.stage_store import Stage, StageRef, StageStore, progress_sink, stage_key
+from flows.stage_store import Stage, StageRef, StageStore, clear_abandoned, progress_sink, stage_key
 
 #: Seconds between two updates of a progress artifact.
 ARTIFACT_INTERVAL = 2.0
@@ -61,6 +61,8 @@ class Run:
         reuse = finished and not self.fresh
         if reuse:
             self.reused.append(stage.name)
+            # A run that computed it anew may have been killed at it.
+            clear_abandoned(self.store.folder(stage.name, key).parent)
             progress_sink.get()(stage.name, "reused", 1.0)
         ref = run_stage.with_options(name=stage.name, task_run_name=stage.name, refresh_cache=not reuse)(
             key, upstream, _Work(stage, self.config, self.store, reuse)

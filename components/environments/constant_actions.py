@@ -30,7 +30,7 @@ EDGE = 0.95
 DECIMALS = 3
 
 
-def visited_pages(environment: VirtualTaobao, n_users: int, generator: torch.Generator) -> VirtualTaobaoState:
+def _visited_pages(environment: VirtualTaobao, n_users: int, generator: torch.Generator) -> VirtualTaobaoState:
     """Every page that new users will look at, a row each; what they did on the page before is left at 0.
 
     Clicks do not depend on what was done before, so these are all the states that a constant action is asked in.
@@ -64,8 +64,9 @@ def middling_constant(environment: VirtualTaobao, deviation: float, level: float
         InputError: the climb ends below the level.
     """
     generator = torch.Generator(environment.device).manual_seed(seed)
-    pages = visited_pages(environment, USERS, generator)
-    action, optimizer = _start(environment)
+    pages = _visited_pages(environment, USERS, generator)
+    action = torch.zeros(ACTION_SIZE, device=environment.device, requires_grad=True)
+    optimizer = torch.optim.Adam([action], lr=RATE, maximize=True)
     reached = 0.0
     for _ in range(MOST_STEPS):
         middle = action.detach().double().expand(len(pages.pages), -1)
@@ -73,27 +74,14 @@ def middling_constant(environment: VirtualTaobao, deviation: float, level: float
         # Draws move with their middle; how the cut moves is left out.
         value = click_through_rate(environment, pages, action + (drawn - middle).float())
         if float(value.detach()) >= level:
-            return _written_down(action)
+            return torch.round(action.detach(), decimals=DECIMALS)
         reached = max(reached, float(value.detach()))
-        _climb(value, action, optimizer)
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+        with torch.no_grad():
+            action.clamp_(-EDGE, EDGE)
     raise InputError(
         f"level: {level:g} is not reached by a constant action with deviation {deviation:g}; the climb ended at "
         f"{reached:.3f}"
     )
-
-
-def _start(environment: VirtualTaobao) -> tuple[Tensor, torch.optim.Optimizer]:
-    action = torch.zeros(ACTION_SIZE, device=environment.device, requires_grad=True)
-    return action, torch.optim.Adam([action], lr=RATE, maximize=True)
-
-
-def _climb(value: Float[Tensor, ""], action: Float[Tensor, " 27"], optimizer: torch.optim.Optimizer) -> None:
-    optimizer.zero_grad()
-    value.backward()
-    optimizer.step()
-    with torch.no_grad():
-        action.clamp_(-EDGE, EDGE)
-
-
-def _written_down(action: Float[Tensor, " 27"]) -> Float[Tensor, " 27"]:
-    return torch.round(action.detach(), decimals=DECIMALS)

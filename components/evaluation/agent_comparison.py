@@ -19,6 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from statistics import fmean
 from typing import Any, TypeVar
 
 import torch
@@ -168,7 +169,6 @@ def run_row(environment: VirtualTaobao, name: str, seed: int, share: float = 1.0
     points = looks.points
     best = max(point.ctr for point in points)
     late = [point.ctr for point in points if point.steps >= LAST_TENTH * points[-1].steps]
-    late_ctr = sum(late) / len(late)
     solved = next((point for point in points if point.ctr >= SOLVED), None)
     curve = {
         f"look.{number}.{key}": float(value)
@@ -179,8 +179,9 @@ def run_row(environment: VirtualTaobao, name: str, seed: int, share: float = 1.0
         "ctr": points[-1].ctr,
         "episodes_ctr": click_through_rate(environment, policy, EPISODES, seed),
         "best_ctr": best,
-        "late_ctr": late_ctr,
-        "collapse": best - late_ctr,
+        "late_ctr": fmean(late),
+        # A difference of means would leave rounding errors where the last looks are the best.
+        "collapse": fmean(best - ctr for ctr in late),
         "steps": float(points[-1].steps),
         "seconds": points[-1].seconds,
         "solved_steps": float(solved.steps) if solved else float("nan"),

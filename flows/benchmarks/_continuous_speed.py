@@ -3,7 +3,7 @@
 environment   1,024 users at once; one user at a time, as the original steps; and the floor, the matrix products of
               the response alone
 ppo           from the first step to the last update, beside Stable-Baselines3 with 8 copies of the environment, both
-              at their defaults: ours does 4 passes over minibatches of 2,048, theirs 10 over minibatches of 64
+              at their defaults: ours does 2 passes over minibatches of 1,024, theirs 10 over minibatches of 64
 updates       of DDPG, TD3 and SAC, networks 2 x 256, batches of 256, their sampling included
 """
 

@@ -90,7 +90,7 @@ def test_whoever_watches_sees_steps_grow_and_the_policy_change(train, config, se
     assert torch.equal(seen[-1][1], policy.log_deviation)
 
 
-def test_the_published_settings_run_one_session_and_no_addition_of_ours():
+def test_the_published_settings_take_2048_steps_an_iteration_and_no_addition_of_ours():
     assert (PUBLISHED.sessions * PUBLISHED.session_steps, PUBLISHED.seeking) == (2048, 0.0)
     small = PUBLISHED.model_copy(update={"steps": 128, "session_steps": 4})
     assert train_ppo(LinearQuadratic(), small, 0).mode(torch.zeros(1, 2)).shape == (1, 2)

@@ -4,6 +4,8 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -80,11 +82,16 @@ def test_the_shops_ab_knows_its_users_past_and_guards_what_they_do(first_run: An
 def test_the_same_command_without_a_server_reuses_every_stage_and_comes_to_the_same_result(
     first_run: Answer, shop: Place
 ) -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    # What a run leaves that computes a finished stage anew and is killed.
+    (shop.root / "home" / "stages" / "user-model" / f".a-key.{gone.pid}.0a1b2c.tmp").mkdir()
     again = replace(shop, api=None).call("run", "--config", "loop.toml", "--json")
     assert again.stages("reused") == list(STAGES)
     assert again.document["lineage"]["reused"] == list(STAGES)
     assert again.document["lineage"]["policy_digest"] == first_run.document["lineage"]["policy_digest"]
     assert again.document["decision"] == first_run.document["decision"]
+    assert shop.half_written() == []
     # What is reused is observed once, however many runs show it.
     for answer in (first_run, again):
         (label,) = answer.document["evidence"]["ledger"]["labels"]

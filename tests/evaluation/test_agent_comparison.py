@@ -6,20 +6,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from virtual_taobao_weights import published_weights
 
 from components.environments.virtual_taobao import VirtualTaobao
 from components.errors import InputError
 from components.evaluation.agent_comparison import LOOKS, ROWS, Kind, run_row
 from components.evaluation.best_constant import best_constant
 
-WEIGHTS = Path(__file__).parents[2] / "../shared/data/virtual_taobao"
-
 
 @pytest.fixture(scope="module")
 def environment() -> VirtualTaobao:
-    if not WEIGHTS.is_dir():
-        pytest.skip("the published weights are not on this machine: ../shared/data/virtual_taobao is missing")
-    return VirtualTaobao(WEIGHTS)
+    return VirtualTaobao(published_weights())
 
 
 def test_rows_that_learn_nothing_have_the_known_click_through_rates(environment: VirtualTaobao) -> None:
@@ -86,7 +83,7 @@ def test_a_row_runs_alone_without_data_frames_or_the_platform(environment: Virtu
         "print([name for name in ('polars', 'pandas', 'pyarrow', 'prefect') if name in sys.modules])"
     )
     run = subprocess.run(
-        [sys.executable, "-c", program, str(WEIGHTS), "zero", "4", str(tmp_path)],
+        [sys.executable, "-c", program, str(published_weights()), "zero", "4", str(tmp_path)],
         capture_output=True,
         text=True,
         check=True,

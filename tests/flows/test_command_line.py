@@ -17,7 +17,7 @@ import torch
 from click.testing import Result
 from ledger_entries import ab_result, ledger_entry
 from typer.testing import CliRunner
-from virtual_taobao_weights import published_weights
+from virtual_taobao_weights import PUBLISHED, published_weights
 
 from components.interactions.log import InteractionLog, Recommended
 from components.interactions.log_folder import Log, open_log
@@ -429,7 +429,7 @@ def test_a_load_test_tells_what_it_found() -> None:
     assert "expected http://HOST:PORT" in refused("load-test", "--url", "nowhere")
 
 
-TAOBAO = ("--source", "virtual-taobao", "--path", Path(__file__).parents[2] / "../shared/data/virtual_taobao")
+TAOBAO = ("--source", "virtual-taobao", "--path", PUBLISHED)
 
 
 def test_a_log_of_actions_is_imported_and_validated(tmp_path: Path) -> None:

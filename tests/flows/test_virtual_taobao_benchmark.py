@@ -3,15 +3,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from virtual_taobao_weights import published_weights
 
 from components.errors import InputError
 from components.evaluation.agent_comparison import ROWS, Kind
-from flows.benchmarking import benchmark
 from flows.benchmarks import run
 from flows.benchmarks.virtual_taobao import NEVER, QUICK_ROWS, _judged_figures, _row_figures, _solvers, draw, tables
 from flows.figures import CurveOfSeeds
 
-WEIGHTS = Path(__file__).parents[2] / "../shared/data/virtual_taobao"
 TUNED = next(name for name, row in ROWS.items() if row.kind is Kind.TUNED)
 
 
@@ -145,14 +144,8 @@ def test_a_folder_without_the_weights_is_refused(tmp_path: Path) -> None:
         run("virtual-taobao", quick=True, seeds=None, path=tmp_path)
 
 
-@pytest.fixture
-def weights() -> Path:
-    if not WEIGHTS.is_dir():
-        pytest.skip("the published weights are not on this machine: ../shared/data/virtual_taobao is missing")
-    return WEIGHTS
-
-
-def test_a_quick_run_judges_its_few_rows_and_goes_on_where_it_stopped(weights: Path) -> None:
+def test_a_quick_run_judges_its_few_rows_and_goes_on_where_it_stopped() -> None:
+    weights = published_weights()
     one, again = (run("virtual-taobao", quick=True, seeds=None, path=weights) for _ in range(2))
 
     assert {name.rpartition(".")[0] for name in one.figures if "." in name} == set(QUICK_ROWS)
@@ -161,11 +154,3 @@ def test_a_quick_run_judges_its_few_rows_and_goes_on_where_it_stopped(weights: P
     assert {name: figure for name, figure in again.figures.items() if figure.skipped is None} == {
         name: figure for name, figure in one.figures.items() if figure.skipped is None
     }
-
-
-@pytest.mark.services
-def test_a_quick_run_is_a_run_of_prefect_too(weights: Path) -> None:
-    document = benchmark("virtual-taobao", quick=True, path=weights)
-
-    assert document.name == "virtual-taobao"
-    assert document.figures["constant-cem.ctr"].value > document.figures["zero.ctr"].value
