@@ -1,10 +1,12 @@
 """Ctrl-C that is heeded even where Python cannot raise it.
 
 A signal's exception is lost where it lands in a finaliser, a weak reference's callback, or a library that swallows it:
-the run would go on to its end. What was asked for is therefore remembered, and raised again at the next step.
+the run would go on to its end, and Python prints a traceback that helps nobody. What was asked for is therefore
+remembered, and raised again at the next step.
 """
 
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,12 +28,20 @@ def remembered_interrupts() -> Iterator[None]:
         _asked.set()
         raise KeyboardInterrupt
 
+    tell_of_lost = sys.unraisablehook
+
+    def tell_of_others(lost: "sys.UnraisableHookArgs") -> None:
+        if not isinstance(lost.exc_value, KeyboardInterrupt):
+            tell_of_lost(lost)
+
     _asked.clear()
+    sys.unraisablehook = tell_of_others
     signal.signal(signal.SIGINT, interrupt)
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        sys.unraisablehook = tell_of_lost
         _asked.clear()
 
 

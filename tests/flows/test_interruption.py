@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 
 import pytest
 
@@ -15,8 +16,11 @@ class Interrupting:
         os.kill(os.getpid(), signal.SIGINT)
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_an_interrupt_that_was_lost_is_raised_at_the_next_step() -> None:
+def test_an_interrupt_that_was_lost_is_raised_at_the_next_step_and_nothing_is_printed(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Python's own: pytest has put another in its place.
+    monkeypatch.setattr(sys, "unraisablehook", sys.__unraisablehook__)
     with remembered_interrupts():
         heed_interrupt()
         Interrupting()
@@ -24,6 +28,19 @@ def test_an_interrupt_that_was_lost_is_raised_at_the_next_step() -> None:
             heed_interrupt()
     heed_interrupt()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert capfd.readouterr().err == ""
+
+
+class Failing:
+    def __del__(self) -> None:
+        raise ValueError("of another kind")
+
+
+def test_what_else_is_lost_is_told_as_ever(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "unraisablehook", sys.__unraisablehook__)
+    with remembered_interrupts():
+        Failing()
+    assert "of another kind" in capfd.readouterr().err
 
 
 def test_an_interrupt_is_raised_where_it_lands() -> None:
