@@ -18,7 +18,8 @@ run: setup
 up: setup
 	$(BIN)/slateloop up
 
-# Two processes, each with whole files, whose tests share servers; the longest files come early as they stand.
+# Two processes, each with whole files, whose tests share servers (tests/conftest.py groups them); what takes longest,
+# tests/end_to_end, comes early as it stands.
 test: setup lint
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 

@@ -11,6 +11,7 @@ import polars as pl
 import pytest
 import torch
 from postgresql_server import PostgreSql
+from xdist.scheduler import LoadFileScheduling
 
 from components.environments.storefront import Config, Storefront, write_storefront_log
 from components.interactions.batching import SessionReader
@@ -30,6 +31,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """Where `make screenshots` wants its pictures, and `make timeline` its text."""
     parser.addoption("--screenshots", metavar="FOLDER", help="keep pictures that browser tests take")
     parser.addoption("--timeline", metavar="FILE", help="keep what happened in the test of the loop that runs itself")
+
+
+class ByFile(LoadFileScheduling):
+    """Whole files go to one of the processes of `make test`; tests/end_to_end as one, for its server and first run."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        folder = "tests/end_to_end/"
+        return folder if nodeid.startswith(folder) else super()._split_scope(nodeid)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile | None:
+    return ByFile(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 @pytest.fixture(scope="session")

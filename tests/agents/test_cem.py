@@ -80,12 +80,12 @@ def test_the_search_starts_at_the_policys_weights(storefront_log: Log):
 def test_each_vector_of_a_population_is_judged_by_its_own_ranking(
     at_once: int, storefront_log: Log, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(cem, "ROLLOUT_SESSIONS", at_once)
     policy = untrained(storefront_log)
     train_cem(policy, Storefront(SHOP), torch.arange(150), CONFIG, 0, lambda message, share: None)
     good = policy.weights.clone()
     vectors, users = torch.stack([good, -good, torch.zeros_like(good), good]), torch.arange(150).repeat(10)
 
+    monkeypatch.setattr(cem, "ROLLOUT_SESSIONS", at_once)
     judged = cem._mean_rewards(policy, vectors, Storefront(SHOP), users, torch.Generator().manual_seed(5), 8)
 
     alone = []

@@ -57,15 +57,16 @@ def test_it_finds_the_better_of_two_arms_in_2000_steps(agent):
 
 
 @of_each_agent
-def test_it_comes_near_the_best_gain_in_6000_steps(agent):
+def test_it_comes_near_the_best_gain_within_6000_steps(agent):
     """The best gain costs 0.236 a session, doing nothing 6.75; 0.15 is 2 % of what there is to gain."""
     environment = LinearQuadratic()
     best = reward_of_a_session(environment, environment.best_action)
     assert best == pytest.approx(-0.236, abs=0.005)
     assert reward_of_a_session(environment, torch.zeros_like) == pytest.approx(-6.75, abs=0.2)
     # DDPG's critic starts near 0 and must first grow to costs of tens, before its actor leads where they are.
-    own = {"random_steps": 2_000, "critic_rate": 1e-2, "actor_rate": 5e-4} if agent == "ddpg" else {}
-    policy = trained(agent, environment, steps=6_000, gamma=0.5, **own)
+    # A step of SAC takes twice as long as one of the others, and it is as near after half of them.
+    own = {"ddpg": {"random_steps": 2_000, "critic_rate": 1e-2, "actor_rate": 5e-4}, "sac": {"steps": 3_000}}
+    policy = trained(agent, environment, **{"steps": 6_000, "gamma": 0.5, **own.get(agent, {})})
     assert reward_of_a_session(environment, policy.mode) > best - 0.15
 
 

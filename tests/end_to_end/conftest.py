@@ -2,8 +2,10 @@
 
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from flow_process import RunFlow, flow_process
 from playwright.sync_api import Browser, sync_playwright
 from prefect_process import ServerProcess
 from slateloop_process import LEARN_LITTLE, SMALL_SHOP, Answer, Place
@@ -18,6 +20,15 @@ def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield server.api
     finally:
         server.stop()
+
+
+@pytest.fixture(scope="session")
+def run_flow(prefect_api: str, bentoml_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunFlow]:
+    """Runs code with a flow, under some variables."""
+    folder = tmp_path_factory.mktemp("flows")
+    own = {"PREFECT_API_URL": prefect_api, "PREFECT_HOME": str(folder / "prefect"), "BENTOML_HOME": str(bentoml_home)}
+    with flow_process(folder, own) as run:
+        yield run
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,8 @@ from components.policies.policy_folder import StoredPolicy, load_policy
 #: Day one: a CEM that has hardly been tuned, so it explores, on a small log of the old system.
 DAY_ONE = f"""
 {FEW_SESSIONS}
+[adversarial]
+sessions = 100
 [source]
 name = "storefront"
 n_sessions = 4000

@@ -39,8 +39,6 @@ item_width = 8
 hidden_width = 16
 [behavior]
 epochs = 1
-[adversarial]
-sessions = 100
 [trust]
 sessions = 100
 [reinforce]
@@ -52,6 +50,12 @@ sessions = 400
 #: A shop and budgets so small that the loop takes seconds; what it learns is worth nothing.
 LEARN_LITTLE = f"""
 {FEW_SESSIONS}
+[adversarial]
+sessions = 100
+discriminator_epochs = 1
+user_steps = 1
+step_sessions = 50
+completions = 1
 [user_model]
 max_epochs = 1
 [cem]

@@ -1,13 +1,11 @@
 """The flow `ab-report` against a real Prefect server: it guards, promotes, and leaves its text beside the run."""
 
-import os
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 import pytest
+from flow_process import RunFlow
 from gate_evidence import evidence
 from live_traffic import ANSWERED_AT_ONCE, live_traffic
 from prefect_events import events_named
@@ -18,10 +16,9 @@ from services.policy_store import save_model
 from services.releases import Releases
 
 RUN = f"""
-import sys
 from flows.ab_report import ab_report
 from flows.config import load_config
-ab_report(load_config(None, [*{list(ANSWERED_AT_ONCE)}, *sys.argv[1:]], "log"))
+ab_report(load_config(None, [*{list(ANSWERED_AT_ONCE)}, *settings], "log"))
 """
 
 
@@ -33,32 +30,23 @@ class Canary:
     releases: Releases
     tag: str
     number: int
-    environment: dict[str, str]
+    run: RunFlow
+    home: Path
 
     def run_flow(self, *settings: str) -> None:
-        done = subprocess.run(
-            [sys.executable, "-c", RUN, *settings], env=os.environ | self.environment, cwd=Path(__file__).parents[2],
-            capture_output=True, text=True, timeout=300,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
+        variables = {"SLATELOOP_DATABASE": str(self.log.engine.url), "SLATELOOP_HOME": str(self.home)}
+        self.run(f"settings = {list(settings)}{RUN}", variables)
 
 
 @pytest.fixture
-def canary(policy_folder: Path, bentoml_home: Path, prefect_api: str, tmp_path: Path) -> Canary:
+def canary(policy_folder: Path, run_flow: RunFlow, tmp_path: Path) -> Canary:
     record = GateRecord(evidence=evidence(ab=None), config=GateConfig())
     tag = save_model(policy_folder, name="shop-new", lineage={}, decision={}, gate=record)
     log = InteractionLog(f"sqlite:///{tmp_path / 'interactions.db'}")
     log.upgrade()
     releases = Releases(log)
     releases.start("shop", "shop-old:1", "the first one")
-    own = {
-        "PREFECT_API_URL": prefect_api,
-        "PREFECT_HOME": str(tmp_path / "prefect"),
-        "BENTOML_HOME": str(bentoml_home),
-        "SLATELOOP_DATABASE": str(log.engine.url),
-        "SLATELOOP_HOME": str(tmp_path),
-    }
-    return Canary(log, releases, tag, releases.canary("shop", tag, 0.5, 600, "test").number, own)
+    return Canary(log, releases, tag, releases.canary("shop", tag, 0.5, 600, "test").number, run_flow, tmp_path)
 
 
 def test_the_flow_takes_a_harmful_challenger_away_and_says_why(canary: Canary, prefect_api: str) -> None:

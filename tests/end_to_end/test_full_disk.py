@@ -88,7 +88,7 @@ def goes_on(place: Place, whole: Answer, already: tuple[str, ...]) -> None:
 def test_a_run_without_space_says_so_and_goes_on_when_there_is_some(
     first_run: Answer, place: Place, disk: SmallDisk
 ) -> None:
-    for where in ("validate", "package", RUN_FOLDER):
+    for where in ("package", RUN_FOLDER):
         stopped_cleanly(place, disk, where)
     goes_on(place, first_run, STAGES)
 

@@ -1,12 +1,10 @@
 """The flow `drift-monitoring` against a real Prefect server: its artifact, and the event that others act on."""
 
-import os
-import subprocess
-import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import httpx
+from flow_process import RunFlow
 from prefect_events import events_named
 from shop_traffic import release_since, write_traffic
 
@@ -22,7 +20,7 @@ drift_monitoring(load_config(None, [], "log"), watch=WatchConfig(min_users=100))
 
 
 def test_the_flow_leaves_its_text_and_tells_of_an_alarm(
-    stored: StoredPolicy, policy_tag: str, bentoml_home: Path, prefect_api: str, tmp_path: Path
+    stored: StoredPolicy, policy_tag: str, run_flow: RunFlow, prefect_api: str, tmp_path: Path
 ) -> None:
     log = InteractionLog(f"sqlite:///{tmp_path / 'interactions.db'}")
     log.upgrade()
@@ -30,18 +28,7 @@ def test_the_flow_leaves_its_text_and_tells_of_an_alarm(
     release_since(log, policy_tag, now - 5 * day)
     write_traffic(log, stored, policy_tag, now - 5 * day, now - day)
     write_traffic(log, stored, policy_tag, now - day, now, delay=lambda chance: 600.0, seed=1)
-    own = {
-        "PREFECT_API_URL": prefect_api,
-        "PREFECT_HOME": str(tmp_path / "prefect"),
-        "BENTOML_HOME": str(bentoml_home),
-        "SLATELOOP_DATABASE": str(log.engine.url),
-        "SLATELOOP_HOME": str(tmp_path),
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", RUN], env=os.environ | own, cwd=Path(__file__).parents[2], capture_output=True,
-        text=True, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    run_flow(RUN, {"SLATELOOP_DATABASE": str(log.engine.url), "SLATELOOP_HOME": str(tmp_path)})
     answer = httpx.post(f"{prefect_api}/artifacts/filter", json={"limit": 200}, timeout=30)
     (text,) = [artifact["data"] for artifact in answer.json() if artifact["key"] == "drift-monitoring"]
     assert text.startswith("# shop: 1 of ") and "| **moved** | delay | feedback_seconds |" in text

@@ -261,6 +261,7 @@ CORRUPTIONS = (
         columns(user_id=pl.lit("anonymous")),
         ("users",),
         "users is 1, expected at least 2",
+        slow=True,
     ),
     Corruption(
         "a few sessions", pick("session_id", lambda ids: ids.head(9)), ("accepted_requests",), "at least 100", slow=True
@@ -271,12 +272,14 @@ CORRUPTIONS = (
         rewritten(lambda rows: pl.concat([rows, rows])),
         ("request_id_repeats", "step_gap", "session_end_too_early"),
         "a request_id that no other row of the log has",
+        slow=True,
     ),
     Corruption(
         "sessions under two ids",
         rewritten(under_two_ids),
         ("session_repeats",),
         "no other session of its user with the same times, slates and events",
+        slow=True,
     ),
     Corruption(
         "sessions cut over two parts",
@@ -320,18 +323,21 @@ CORRUPTIONS = (
         columns(**{name: pl.col(name).dt.offset_by("14d") for name in TIMES}),
         ("after_as_of",),
         "expected nothing after 2026-02-02T12:00:00+00:00",
+        slow=True,
     ),
     Corruption(
         "milliseconds read as microseconds",
         columns(**unix(0.001)),
         ("time_not_credible",),
         "expected nothing before 1990-01-01T00:00:00+00:00 or after",
+        slow=True,
     ),
     Corruption(
         "microseconds read as milliseconds",
         columns(**unix(1_000.0)),
         ("time_not_credible", "after_as_of"),
         "or after 2100-01-01T00:00:00+00:00",
+        slow=True,
     ),
     Corruption(
         "no times", columns(timestamp=pl.lit(None)), ("timestamp_is_missing",), "as the manifest has times", slow=True
@@ -555,6 +561,7 @@ CORRUPTIONS = (
         log_probs(LOG_PROB.exp()),
         ("slate_log_prob_invalid",),
         "expected a finite slate_log_prob, not above 0: the natural logarithm of a probability",
+        slow=True,
     ),
     Corruption(
         "log_probs all zero",
@@ -580,6 +587,7 @@ CORRUPTIONS = (
         log_probs(LOG_PROB + math.lgamma(5)),
         ("mean_uniform_weight",),
         PROPENSITY,
+        slow=True,
     ),
     Corruption(
         "log_probs to the base 2",
@@ -592,12 +600,14 @@ CORRUPTIONS = (
         columns(candidates=pl.concat_list("slate", pl.col("candidates").list.set_difference("slate").list.head(2))),
         ("log_prob_over_uniform", "mean_uniform_weight"),
         "which no policy's own is",
+        slow=True,
     ),
     Corruption(
         "log_probs of positions to the base 10",
         columns(position_log_probs=by_position(pl.element() / math.log(10))),
         ("position_log_probs_off_sum",),
         "expected position_log_probs that sum to the slate_log_prob",
+        slow=True,
     ),
     Corruption(
         "probabilities of positions instead of their logs",

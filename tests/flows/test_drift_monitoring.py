@@ -54,6 +54,12 @@ def copy_of(days: Path, place: Path) -> InteractionLog:
     return InteractionLog(f"sqlite:///{place / 'interactions.db'}")
 
 
+@pytest.fixture
+def without_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looks leave no run in Evidently's workspace, whose drawings take most of their time."""
+    monkeypatch.setattr("flows.drift_monitoring.add_look", lambda *arguments, **named: None)
+
+
 def call(*arguments: str) -> Result:
     return CliRunner().invoke(app, ["drift", *arguments])
 
@@ -163,6 +169,7 @@ def test_looks_beyond_the_newest_are_deleted_but_never_those_of_the_week(tmp_pat
     assert len(kept) == 384 + 720 + 37 and kept[-1] == look(168)
 
 
+@pytest.mark.usefixtures("without_pages")
 def test_a_look_reads_no_further_back_than_the_last_that_judged(
     days: Path, place: Path, stored: StoredPolicy, policy_tag: str
 ) -> None:
@@ -173,6 +180,7 @@ def test_a_look_reads_no_further_back_than_the_last_that_judged(
     assert done(*arguments)["level"] < 0.01
 
 
+@pytest.mark.usefixtures("without_pages")
 def test_the_first_days_are_read_once_until_a_user_is_forgotten(
     days: Path, place: Path, stored: StoredPolicy, policy_tag: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,7 +2,6 @@
 
 import os
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -13,8 +12,10 @@ import httpx
 import psutil
 import pytest
 from bento_server import free_port
+from typer.testing import CliRunner
 
 from components.errors import InputError
+from flows.command_line import app
 from flows.platform import MARK, NotReadyError, Part, Platform, require_free_ports
 
 WEB = (
@@ -159,19 +160,15 @@ def test_two_parts_do_not_share_a_port() -> None:
         require_free_ports([Part("prefect", [], port), Part("worker", [], port)])
 
 
-def test_the_command_line_names_a_taken_port(tmp_path: Path) -> None:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("SLATELOOP_", "BENTOML_"))}
+def test_the_command_line_names_a_taken_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Other tests of this process may have packaged one.
+    monkeypatch.setattr("services.packaging.newest_bento", lambda: None)
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
         ports = [f"--{name}-port={free_port()}" for name in ("prefect", "worker", "endpoint")]
-        answer = subprocess.run(
-            [sys.executable, "-m", "flows.command_line", "up", *ports, f"--evidently-port={port}"],
-            env=kept | {"PYTHONPATH": str(Path(__file__).parents[2]), "SLATELOOP_HOME": str(tmp_path / "home")},
-            capture_output=True,
-            text=True,
-        )
-    assert answer.returncode == 2
+        answer = CliRunner().invoke(app, ["up", *ports, f"--evidently-port={port}"])
+    assert answer.exit_code == 2, (answer.output, answer.exception)
     assert f"slateloop: --evidently-port {port}: cannot be used" in answer.stderr
     assert "no endpoint: nothing is packaged yet" in answer.stderr

@@ -176,7 +176,7 @@ def disk(tmp_path: Path) -> Iterator[SmallDisk]:
     disk.unmount()
 
 
-@pytest.mark.parametrize("without_log", [False, True])
+@pytest.mark.parametrize("without_log", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_full_disk_refuses_clearly_and_space_needs_no_restart(
     policy_tag: str, homes: tuple[Path, Path, Path], disk: SmallDisk, without_log: bool
 ) -> None:

@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import httpx
 import pytest
-from bento_server import release, served
+from bento_server import asked_again, release, served
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
@@ -27,6 +27,7 @@ from services.api import OPERATIONS, Operation, build_api
 from services.messages import RecommendRequest, RecommendResponse
 from services.metrics import SHARED, Metrics, below_floor
 from services.packaging import build_bento
+from services.policy_store import load_model
 from services.readiness import Readiness
 from services.recommender import Recommender
 from services.request_log import RequestLog
@@ -110,6 +111,33 @@ def logged(home: Path, table: str) -> list[dict[str, Any]]:
     with sqlite3.connect(home / "interactions.db") as database:
         database.row_factory = sqlite3.Row
         return [dict(row) for row in database.execute(f"SELECT * FROM {table}")]
+
+
+def test_a_served_bento_logs_what_it_shows_and_hears(service: Served, policy_tag: str) -> None:
+    stored, tables = load_model(policy_tag), ("recommendations", "feedback")
+    before = [len(logged(service.home, table)) for table in tables]
+    clicked = [False, True, None, False]
+    past = {"slate": ["item-0009", "item-0003", "new-a", "item-0001"], "clicked": clicked, "purchased": clicked}
+    body = BODY | {
+        "candidates": ["item-0001", "item-0002", "item-0003", "new-a", "item-0004", "new-b"],
+        "context": {"device": "phone", "segment": "nobody-knows"},
+        "events": [{"type": "view", "item_id": "item-0002"}],
+        "past_requests": [past | {"context": {"device": "phone"}}],
+    }
+    for _ in range(3):
+        answer = service.post("/recommend", body)
+        assert answer.status_code == 200, answer.text
+        told = answer.json()
+        assert (told["policy"], told["arm"]) == (policy_tag, "champion")
+        assert told["log_prob"] == pytest.approx(asked_again(stored, body, told["slate"]), abs=1e-5)
+        piece = {"request_id": told["request_id"], "clicked": [True, False, False, False]}
+        assert service.post("/feedback", piece).status_code == 200
+    refused = service.post("/recommend", body | {"loop": "another"})
+    assert refused.status_code == 422
+    assert "the loops with a release are ['shop']" in refused.json()["error"]
+    assert [len(logged(service.home, table)) for table in tables] == [number + 3 for number in before]
+    described = httpx.get(f"{service.address}/openapi.json", timeout=20).json()
+    assert described["info"]["title"] == "Slateloop recommender"
 
 
 @pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: f"{operation.method} {operation.path}")

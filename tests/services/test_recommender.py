@@ -2,10 +2,7 @@ import asyncio
 import hashlib
 import io
 import json
-import os
 import sqlite3
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -16,7 +13,7 @@ import bentoml
 import httpx
 import pytest
 import torch
-from bento_server import asked_again, release, served
+from bento_server import asked_again, release
 from starlette.testclient import TestClient
 
 from components.errors import InputError
@@ -33,7 +30,6 @@ from components.policies.policy_folder import StoredPolicy
 from services.api import build_api
 from services.messages import RecommendRequest
 from services.packaging import build_bento
-from services.policy_store import load_model
 from services.recommender import Recommender
 from services.releases import Releases, arm_of
 from services.request_log import RequestLog
@@ -529,39 +525,6 @@ def _let_two_hours_pass(home: Path) -> None:
         columns = [row[1] for row in database.execute("PRAGMA table_info(recommendations)")]
         values = ", ".join(changes.get(name, name) for name in columns)
         database.execute(f"INSERT INTO recommendations SELECT {values} FROM recommendations LIMIT 1")
-
-
-def test_the_module_is_imported_without_a_model_store(tmp_path: Path) -> None:
-    home = tmp_path / "untouched"
-    environment = os.environ | {"BENTOML_HOME": str(home), "BENTOML_DO_NOT_TRACK": "True"}
-    subprocess.run([sys.executable, "-c", "import services.recommender"], env=environment, check=True, timeout=120)
-    assert not home.exists()
-
-
-@pytest.fixture
-def address(policy_tag: str, bentoml_home: Path, tmp_path: Path, home: Path) -> Iterator[str]:
-    """A Bento with the policy, served by a process of its own."""
-    variables = {"SLATELOOP_HOME": str(home)}
-    release(f"sqlite:///{home / 'interactions.db'}", policy_tag)
-    with served(build_bento(), bentoml_home, tmp_path, variables) as address:
-        yield address
-
-
-def test_a_served_bento_logs_what_it_shows_and_hears(address: str, policy_tag: str, home: Path) -> None:
-    stored = load_model(policy_tag)
-    for _ in range(3):
-        answer = httpx.post(f"{address}/recommend", json=BODY, timeout=20)
-        assert answer.status_code == 200, answer.text
-        told = answer.json()
-        assert (told["policy"], told["arm"]) == (policy_tag, "champion")
-        assert told["log_prob"] == pytest.approx(asked_again(stored, BODY, told["slate"]), abs=1e-5)
-        piece = {"request_id": told["request_id"], "clicked": [True, False, False, False]}
-        assert httpx.post(f"{address}/feedback", json=piece, timeout=20).status_code == 200
-    refused = httpx.post(f"{address}/recommend", json=BODY | {"loop": "another"}, timeout=20)
-    assert refused.status_code == 422
-    assert "the loops with a release are ['shop']" in refused.json()["error"]
-    assert len(logged(home, "recommendations")) == len(logged(home, "feedback")) == 3
-    assert httpx.get(f"{address}/openapi.json", timeout=20).json()["info"]["title"] == "Slateloop recommender"
 
 
 def test_the_same_policies_and_code_are_the_same_bento(policy_tag: str) -> None:
