@@ -225,7 +225,7 @@ def _probed(
     return asked
 
 
-@stage("ab-test", "ab", "source")
+@stage("ab-test", "ab")
 def run_ab(config: LoopConfig, source: Path, policy: Path, baseline: Path, out: Path, progress: Progress) -> None:
     """Policy against baseline in the simulator that wrote the log, on users of its own.
 

@@ -117,7 +117,8 @@ class LoopConfig(BaseModel):
     )
     device: Literal["cpu", "cuda", "mps"] = Field(
         default="cpu",
-        description="Torch's device on which policies of actions learn; those of slates learn on the CPU.",
+        description="Torch's device on which policies of actions learn; those of slates learn on the CPU. Another "
+        "device, or another card, may come to another policy.",
     )
     as_of: Moment | None = Field(
         default=None,

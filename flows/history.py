@@ -22,7 +22,7 @@ class PastDecision(BaseModel):
     difference: str = Field(
         description="Challenger minus control in the A/B, with its interval; or that there is none."
     )
-    policy_tag: str = Field(description="Tag of the challenger in the model store.")
+    policy_tag: str = Field(description="Tag of the challenger in the model store; or that it was not packaged.")
 
 
 def past_decisions(runs: Path, loop: str) -> list[PastDecision]:
@@ -47,5 +47,5 @@ def _past_decision(folder: Path, started: datetime, source: str, outcome: str) -
         outcome=outcome,
         estimate=kept_figure(evidence.get("gating"), "value", "not identified"),
         difference=kept_figure(evidence.get("ab"), "difference", "no A/B", signed=True),
-        policy_tag=read_lineage(folder).get("policy_tag") or "not packaged",
+        policy_tag=read_lineage(folder).get("policy_tag", "unknown") or "not packaged",
     )

@@ -21,7 +21,7 @@ from components.interactions.log_folder import open_log
 from flows import stages
 from flows.action_stages import names_of
 from flows.as_of import pinned
-from flows.config import LoopConfig, source_path
+from flows.config import LoopConfig, require_device, source_path
 from flows.lineage import code_digest, files_changed_since, folder_digest, lock_digest
 from flows.numbers import kept_figure
 from flows.retraining import learn_and_judge, source_ref
@@ -121,6 +121,7 @@ def read_recorded(run: str, runs: Path, path: Path | None = None, *, anyway: boo
         ) from None
     read = path or (Path(lineage["path"]) if lineage.get("path") else None)
     try:
+        require_device(config)
         source_path(config, read)
     except InputError as error:
         raise InputError(f"run {folder.name}: {error}") from None

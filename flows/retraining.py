@@ -158,10 +158,12 @@ def begin_ab(finished: FinishedRun) -> None:
     """
     loop, plan = finished.run.loop, finished.lineage.config.release
     share, policy = plan.canary_share, finished.lineage.policy_tag
-    if share is None or policy is None or finished.decision.outcome is Outcome.HOLD:
+    if share is None or finished.decision.outcome is Outcome.HOLD:
         return
-    releases = open_releases(writing=False)
     try:
+        if policy is None:
+            raise InputError("nothing serves actions")
+        releases = open_releases(writing=False)
         release = let_out(releases, loop, policy, share=share, planned_sessions=plan.planned_sessions)
     except (InputError, RefusedError) as reason:
         told = f"No canary: {reason}"

@@ -41,7 +41,7 @@ class Release(BaseModel):
 
     strength: float = Field(description="0: the logging policy; 1: the policy as trained.")
     validation_ess: float | None = Field(
-        description="Effective requests on validation; None where there are no slates."
+        description="Effective requests on validation; None where there are no slates, or nothing was pulled back."
     )
     required_ess: float | None = Field(description="What the release had to keep on validation.")
     propensities_estimated: bool = Field(

@@ -315,7 +315,7 @@ def simulate_shoppers(
 
     loaded = load_config(config, settings or [], source)
     if not isinstance(loaded.source, storefront.Config):
-        raise InputError(f"--source {loaded.source.name}: is no simulator; expected storefront")  # type: ignore[attr-defined]
+        raise InputError(f"--source {loaded.source.name}: has no shoppers who answer slates; expected storefront")  # type: ignore[attr-defined]
     endpoint = Endpoint(url=url, loop=loop or loaded.loop, token=token)
     try:
         with live_progress():

@@ -6,6 +6,7 @@ An agent says where it wants to go; the action that is taken is drawn as its pul
 Shape letters: B users, S numbers of an observation, A of an action.
 """
 
+from dataclasses import replace
 from typing import Generic
 
 import torch
@@ -27,7 +28,9 @@ class ConstrainedActions(Generic[State]):
     """
 
     def __init__(self, environment: ContinuousEnvironment[State], cloud: ActionCloud, radius: float) -> None:
-        self._environment, self._cloud, self._radius = environment, cloud, radius
+        device = environment.observation_scale.device
+        self._environment, self._radius = environment, radius
+        self._cloud = replace(cloud, mean=cloud.mean.to(device), covariance=cloud.covariance.to(device))
         self.observation_size, self.action_size = environment.observation_size, environment.action_size
         self.observation_scale = environment.observation_scale
 

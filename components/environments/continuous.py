@@ -119,7 +119,7 @@ class SessionTotals(TensorRecord):
     @property
     def mean_reward(self) -> float:
         """Mean reward of a step, all steps alike."""
-        return float(self.rewards.double().sum() / self.steps.sum())
+        return float(self.rewards.cpu().double().sum() / self.steps.sum().cpu())
 
 
 @torch.no_grad()

@@ -4,19 +4,21 @@ The estimate is one-request NCIS (`ncis`): log_probs of slates there are log-den
 changes. DR stands beside it, with a model of the reward fitted to the log (`action_rewards`), and the support distance
 (`action_support`).
 
-That the logged densities are densities is tested by a policy whose weights hardly vary: the Gaussian, truncated to the
-box, of the logged actions' own mean and deviations. Its mean weight is 1 where they are what they should be. For each
-user it is that of the other half of the users: one that has seen the actions would fit them too well.
+That the logged densities are densities is tested by a policy whose weights hardly vary: a Gaussian, truncated to the
+box, whose middle is regressed on the observation and which is a little narrower than the logged actions lie around it.
+Its mean weight is 1 where they are what they should be, whoever logged them; a wider one would have rare giants among
+its weights. For each user it is fitted to the other half of the users: one that has seen the actions would fit them too
+well.
 """
 
 import math
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
@@ -29,17 +31,22 @@ from components.evaluation.policy_value import About, Estimand, Estimate, NotIde
 from components.evaluation.propensity_check import Expectation, PropensityCheck, judge_expectations
 from components.evaluation.ratio_sums import RatioSums, merge_shards
 from components.evaluation.support import SupportDistance
-from components.evaluation.weights import LARGEST_LOG_WEIGHT, default_cap, ess_floor
+from components.evaluation.weights import LARGEST_LOG_WEIGHT, default_cap
 from components.interactions.continuous_batches import LoggedActions, read_actions
 from components.interactions.contract import RatioAssumption
 from components.interactions.log_folder import Log
+from components.policies import truncated_gaussian
 from components.policies.continuous_policy import ContinuousPolicy, UniformActions
 from components.policies.pulled_back import ActionCloud, PulledBack, in_precision_of, radius_for
 
 #: Where log-densities stop: a weight of e^-10,000 is 0, and logarithms of 0 would not be finite.
 _LEAST_LOG_PROB = -1e4
 #: Name of the policy by which the logged densities are tested.
-FITTED = "Gaussian of the logged actions"
+FITTED = "Gaussian fitted to the logged actions"
+#: Of the regression of actions on observations, per request; and what the deviation around it is multiplied by.
+RIDGE, NARROWER = 1e-3, 0.95
+#: Variance below which a number counts as never varied.
+_LEAST_VARIANCE = 1e-12
 
 
 class ActionEvidence(BaseModel):
@@ -77,14 +84,13 @@ class StudiedLog:
     """Whether the logged densities fit the actions; None where too few users leave nothing to test with."""
     seed: int
 
-    def pulled_back(self, policy: ContinuousPolicy, floor: float | None = None) -> PulledBack:
+    def pulled_back(self, policy: ContinuousPolicy, floor: float) -> PulledBack:
         """The policy pulled back to where this log's actions lie.
 
         Args:
             policy: whose `mode` is pulled back.
-            floor: effective sample size that is to be left; the gate's by default.
+            floor: effective sample size that is to be left.
         """
-        floor = ess_floor(self.rewards.n_known) if floor is None else floor
         return PulledBack(policy, self.cloud, radius_for(self.rewards.n_known, floor))
 
 
@@ -105,22 +111,62 @@ def study(log: Log, seed: int = 0) -> StudiedLog:
 
 
 def gaussian_of(cloud: ActionCloud) -> PulledBack:
-    """The Gaussian of logged actions, whatever is observed: the policy that is nearest to all who wrote the log."""
+    """The Gaussian of logged actions, whatever is observed."""
     return PulledBack(UniformActions(len(cloud.mean)), cloud, radius=0.0)
 
 
 @torch.no_grad()
 def _check_densities(log: Log) -> PropensityCheck | None:
-    # A user's actions are judged by the Gaussian of the half that the user is not in.
-    fitted = [gaussian_of(action_cloud(log, half=1 - half)) for half in (0, 1)]
+    """The mean weight of `FITTED`; None where the users of either half logged fewer than two actions."""
+    fitted = [_fit_gaussian(log, half=1 - half) for half in (0, 1)]
     weights, users = [], []
     for part in read_actions(log):
-        by_half = torch.stack([policy.log_prob(part.observations, part.actions) for policy in fitted])
-        own = by_half.gather(0, (part.users % 2)[None])[0]
+        log_densities = []
+        for gaussian in fitted:
+            if gaussian is None:
+                return None
+            middle, deviation = gaussian
+            log_densities.append(truncated_gaussian.log_density(part.actions, middle(part.observations), deviation))
+        own = torch.stack(log_densities).gather(0, (part.users % 2)[None])[0]
         weights.append((own - part.log_probs).clamp(max=LARGEST_LOG_WEIGHT).exp())
         users.append(part.users)
     expectation = Expectation("mean weight", FITTED, 0.0, "all", 1.0, torch.cat(weights).numpy())
     return judge_expectations([expectation], torch.cat(users).numpy(), estimated=False)
+
+
+def _fit_gaussian(
+    log: Log, half: int
+) -> tuple[Callable[[Float[Tensor, "M S"]], Float64[Tensor, "M A"]], Float64[Tensor, " A"]] | None:
+    """Middle and deviations of a Gaussian fitted to the actions of one half of the users, by ridge regression.
+
+    None where these have fewer than two actions.
+    """
+    scale = torch.stack([part.observations.abs().amax(0) for part in read_actions(log)]).amax(0).double()
+    scale = torch.where(scale > 0, scale, 1.0)
+
+    def inputs(observations: Float[Tensor, "M S"]) -> Float64[Tensor, "M I"]:
+        return torch.cat([observations.double() / scale, torch.ones(len(observations), 1, dtype=torch.float64)], dim=1)
+
+    def halves() -> Iterator[tuple[Float64[Tensor, "M I"], Float64[Tensor, "M A"]]]:
+        for part in read_actions(log):
+            own = part.select(part.users % 2 == half)
+            yield inputs(own.observations), own.actions.double()
+
+    size = len(scale) + 1
+    squares, products = torch.zeros(size, size).double(), torch.zeros(size, log.manifest.action_size).double()
+    n = 0
+    for seen, actions in halves():
+        squares, products, n = squares + seen.T @ seen, products + seen.T @ actions, n + len(actions)
+    if n < 2:
+        return None
+    # The mean, the last input's weight, is not shrunk.
+    penalty = torch.full((size,), RIDGE * n, dtype=torch.float64)
+    penalty[-1] = 0.0
+    coefficients = torch.linalg.lstsq(squares + penalty.diag(), products, driver="gelsd").solution
+    missed = sum((actions - (seen @ coefficients).clamp(-1, 1)).square().sum(0) for seen, actions in halves())
+    assert isinstance(missed, Tensor)
+    deviation = NARROWER * (missed / n).clamp(min=_LEAST_VARIANCE).sqrt()
+    return lambda observations: (inputs(observations) @ coefficients).clamp(-1, 1), deviation
 
 
 def action_evidence(studied: StudiedLog, policy: ContinuousPolicy, name: str) -> ActionEvidence:
@@ -178,9 +224,11 @@ class RadiusChoice:
 
 
 def choose_radius(policy: ContinuousPolicy, cloud: ActionCloud, log: Log, required: float) -> RadiusChoice:
-    """The largest of eleven radii at which enough of a log's requests speak of the pulled-back policy; 0 at worst.
+    """The largest of eleven radii at which enough of a log's requests speak of the pulled-back policy.
 
-    The first is where ESS / n of two Gaussians would be what is required; the others are tenths of it.
+    Where not even 0 leaves enough, since the logged actions are not spread as one Gaussian's, it is 0, and the gate
+    will hold what is released for its sample size. The first is where ESS / n of two Gaussians would be what is
+    required; the others are tenths of it.
 
     Args:
         policy: the one that is pulled back.
@@ -189,7 +237,7 @@ def choose_radius(policy: ContinuousPolicy, cloud: ActionCloud, log: Log, requir
         required: share of its requests that are to stay effective, in (0, 1].
     """
     first = math.sqrt(math.log(1.0 / required))
-    for tenths in range(10, 0, -1):
+    for tenths in range(10, 0, -1) if first > 0 else ():
         radius = first * tenths / 10
         share = effective_share(log, PulledBack(policy, cloud, radius))
         if share >= required:

@@ -69,6 +69,8 @@ def judge_action_model(model: ActionModel, test: Log, config: TrustConfig) -> Wo
             name, torch.cat([rate for rate, _ in pairs]).float(), torch.cat([seen for _, seen in pairs]).float()
         )
         for name, pairs in (("more than the mean reward", above), ("leaving", leaving))
+        # What was never observed says nothing.
+        if sum(len(rate) for rate, _ in pairs)
     )
     gap = gap_of_requests(REQUEST_REWARD, *(torch.cat(column).numpy() for column in zip(*rewards, strict=True)))
     no_gap = "Requests cannot be compared in what they earn: too few users, or nothing but zeros, were heard."

@@ -10,7 +10,7 @@ from typing import Literal
 
 import safetensors.torch
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor, nn
 
 from components.errors import InputError
@@ -46,6 +46,12 @@ class ActionPolicyDescription(BaseModel):
     hidden: tuple[int, ...] = Field(default=(), description="Units of the network's layers, tanh between them.")
     smoothing: float | None = Field(default=None, description="σ of the Gaussian around one action.")
     pull: PullDescription | None = Field(default=None, description="None where the policy is as trained.")
+
+    @model_validator(mode="after")
+    def _one_action_is_smoothed(self) -> "ActionPolicyDescription":
+        if (self.smoothing is None) == (self.kind == "constant"):
+            raise ValueError(f"smoothing = {self.smoothing}: expected a number where kind is constant, and there alone")
+        return self
 
 
 @dataclass(frozen=True)
@@ -102,8 +108,7 @@ def load_action_policy(folder: Path) -> StoredActionPolicy:
 
 
 def _built(description: ActionPolicyDescription) -> TanhGaussianPolicy | DeterministicPolicy:
-    if description.kind == "constant":
-        assert description.smoothing is not None
+    if description.smoothing is not None:
         return DeterministicPolicy(ConstantAction(torch.zeros(description.action_size)), description.smoothing)
     sizes = (description.observation_size, *description.hidden, description.action_size)
     network = layers(sizes, torch.Generator(), activation=nn.Tanh)

@@ -9,8 +9,9 @@ the straight line to μ until it is no farther out than
 
     r = √log(n / (margin · floor)),        since ESS / n = exp(−d²) of two Gaussians that are d apart and as wide
 
-so that about margin · floor of n logged requests stay effective. It gives up what the log cannot judge: how narrow the
-policy was, and how far it went.
+so that about margin · floor of n logged requests stay effective, where they were drawn from one Gaussian of independent
+numbers; fewer where what was logged depends on the observation, or is spread in another way. It gives up what the log
+cannot judge: how narrow the policy was, and how far it went.
 
 Shape letters: M requests, B observations, S numbers of an observation, A of an action.
 """
@@ -56,9 +57,9 @@ class ActionCloud:
         return torch.linalg.pinv(self.covariance, hermitian=True)
 
 
-def radius_for(n: int, floor: float, margin: float = MARGIN) -> float:
+def radius_for(n: int, floor: float) -> float:
     """How far out a pulled-back policy may go, r; 0 where the log has too few requests for any other policy."""
-    return math.sqrt(math.log(max(n / (margin * floor), 1.0)))
+    return math.sqrt(math.log(max(n / (MARGIN * floor), 1.0)))
 
 
 def towards(wanted: Float64[Tensor, "B A"], cloud: ActionCloud, radius: float) -> Float64[Tensor, "B A"]:

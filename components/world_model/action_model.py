@@ -13,6 +13,7 @@ Shape letters: M requests, B users, S numbers of an observation, F numeric ones 
 """
 
 import copy
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -179,8 +180,8 @@ def fit_action_model(
 
     Raises:
         ContractError: a log has no actions.
-        InputError: no reward, no end or no first request of a session is known, or a categorical feature changes within
-            a session.
+        InputError: no reward, no end or no first request of a session is known, a categorical feature changes within a
+            session, or the loss is no number.
     """
     generator = torch.Generator().manual_seed(seed)
     model = _untrained(train, config, generator)
@@ -201,6 +202,11 @@ def fit_action_model(
                 total, n = total + float(loss.detach()) * len(rows), n + len(rows)
         schedule.step()
         history.append(Epoch(train=total / n, validation=_mean_loss(model, validation)))
+        if not math.isfinite(history[-1].validation):
+            raise InputError(
+                f"action_model.learning_rate = {config.learning_rate:g}: the world model came to no finite loss; "
+                "expected a smaller step size"
+            )
         if history[-1].validation < best:
             best, waited, state = history[-1].validation, 0, copy.deepcopy(model.state_dict())
         elif (waited := waited + 1) == config.patience:
@@ -318,6 +324,8 @@ def _outcomes(rewards: Float[Tensor, " M"]) -> tuple[Float[Tensor, " E"], Float[
         shares = torch.arange(1, MOST_REWARDS) / MOST_REWARDS
         ordered = rewards.sort().values
         edges = torch.unique(ordered[(shares * len(ordered)).long()])
+        # Above the largest reward nothing lies: a group there would be worth nothing that was ever seen.
+        edges = edges[edges < values[-1]]
     places = torch.searchsorted(edges, rewards)
     n = torch.bincount(places, minlength=len(edges) + 1)
     means = torch.zeros(len(n), dtype=torch.float64).index_add(0, places, rewards.double()) / n.clamp(min=1)
@@ -350,16 +358,19 @@ def _standardised_changes(model: ActionModel, steps: LoggedSteps) -> Float[Tenso
 @torch.no_grad()
 def _mean_loss(model: ActionModel, log: Log) -> float:
     """Mean loss of a log's requests; what changes miss by, root mean square, becomes the model's noise."""
-    total, n = 0.0, 0
+    total, n, n_known = 0.0, 0, 0
     missed, n_stayed = torch.zeros(model.shape.n_numeric), 0
     for part in logged_steps(log):
         total, n = total + float(_loss(model, part)) * len(part.rewards), n + len(part.rewards)
+        n_known += int(part.reward_known.sum())
         followed = part.select(part.stayed & part.reward_known)
         _, changes = model.leave_logits_and_changes(followed.observations, followed.actions, followed.rewards)
         missed += (changes - _standardised_changes(model, followed)).square().sum(0)
         n_stayed += len(followed.rewards)
+    if n_known == 0:
+        raise InputError(f"{log.path}: no reward is known; a world model of actions needs it")
     model.noise.copy_((missed / max(n_stayed, 1)).sqrt())
-    return total / max(n, 1)
+    return total / n
 
 
 def save_action_model(model: ActionModel, folder: Path) -> None:

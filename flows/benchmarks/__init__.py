@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from components.errors import InputError
 from flows.config import LoopConfig
+from flows.interruption import heed_interrupt
 from flows.lineage import LIBRARY, code_digest, digest_of, git_commit, lock_digest
 from flows.settings import REPOSITORY, PlatformSettings
 
@@ -67,6 +68,7 @@ class Context:
 
     def keep(self, part: str, compute: Callable[[], dict[str, float]]) -> dict[str, float]:
         """The result of one part, computed only where no earlier run has."""
+        heed_interrupt()
         file = self.kept / f"{part}.json"
         if file.is_file():
             return dict(json.loads(file.read_text()))

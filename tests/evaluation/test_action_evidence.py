@@ -6,7 +6,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 import torch
-from action_log import BEST, DEVIATION, hand_log
+from action_log import BEST, DEVIATION, hand_log, row, save
 from jaxtyping import Float
 from scipy import stats
 from torch import Tensor
@@ -27,6 +27,8 @@ from components.evaluation.logged_requests import LoggedRequests
 from components.evaluation.ncis import one_request_ncis
 from components.evaluation.policy_value import NotIdentified, PolicyValue
 from components.interactions.contract import RatioAssumption
+from components.interactions.log_folder import Log
+from components.policies import truncated_gaussian
 from components.policies.continuous_policy import ActionChoice, UniformActions
 from components.policies.deterministic_policy import DeterministicPolicy
 from components.policies.pulled_back import PulledBack, radius_for
@@ -184,6 +186,47 @@ def test_densities_that_fit_are_not_refused_on_few_users(n_users: int, tmp_path:
     assert check is not None
     assert check.worst.p_value > 0.01
     assert check.worst.observed == pytest.approx(1.0, abs=0.02)
+
+
+def knowing_log(path: Path, seed: int, *, density_error: float = 0.0) -> Log:
+    """Of a policy that sends phones and desks to opposite sides: truncated Gaussians whose middles lie 0.6 apart."""
+    generator = torch.Generator().manual_seed(seed)
+    n, deviation = 3_000, torch.full((2,), 0.1, dtype=torch.float64)
+    desk = torch.rand(n, generator=generator) < 0.5
+    middle = torch.where(desk[:, None], 0.3, -0.3).double().expand(-1, 2)
+    actions = truncated_gaussian.draw(middle, deviation, generator).float()
+    log_probs = truncated_gaussian.log_density(actions.double(), middle, deviation) + density_error
+    rows = [
+        row(number, 0, action=action, action_log_prob=log_prob, session_end="left", user_id=f"u{number}")
+        | {"context": {"device": "desk" if at_desk else "phone", "hour": number % 24.0}}
+        for number, (action, log_prob, at_desk) in enumerate(
+            zip(actions.tolist(), log_probs.tolist(), desk.tolist(), strict=True)
+        )
+    ]
+    return save(path, [rows])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_densities_of_a_policy_that_looks_at_the_observation_are_not_refused(seed: int, tmp_path: Path) -> None:
+    check = study(knowing_log(tmp_path / "log", seed)).densities
+
+    assert check is not None
+    assert check.worst.p_value > 0.01
+    assert check.worst.observed == pytest.approx(1.0, abs=0.03)
+
+
+def test_wrong_densities_of_such_a_policy_are_found(tmp_path: Path) -> None:
+    check = study(knowing_log(tmp_path / "log", 0, density_error=0.3)).densities
+
+    assert check is not None
+    assert check.worst.p_value < 1e-6
+    assert check.worst.observed == pytest.approx(math.exp(-0.3), abs=0.03)
+
+
+def test_where_nobody_is_in_one_half_of_the_users_nothing_tests_the_densities(tmp_path: Path) -> None:
+    log = save(tmp_path / "log", [[row(0, 0), row(0, 1)]])
+
+    assert study(log).densities is None
 
 
 def test_parts_and_unknown_rewards_make_no_difference_to_what_is_known(tmp_path: Path) -> None:

@@ -31,6 +31,18 @@ def test_an_interrupt_that_was_lost_is_raised_at_the_next_step_and_nothing_is_pr
     assert capfd.readouterr().err == ""
 
 
+def test_an_interrupt_that_no_step_heeds_is_raised_at_the_end() -> None:
+    with pytest.raises(KeyboardInterrupt), remembered_interrupts():
+        Interrupting()
+    heed_interrupt()
+
+
+def test_an_interrupt_that_was_dealt_with_is_not_raised_again() -> None:
+    with remembered_interrupts():
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
 class Failing:
     def __del__(self) -> None:
         raise ValueError("of another kind")

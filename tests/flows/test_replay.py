@@ -73,7 +73,7 @@ def test_code_and_lock_that_changed_are_named_and_gone_on_with_if_asked(run: Pat
 
     change(run, code_digest="0" * 64, lock_digest="1" * 64)
     said = refused("shop-1")
-    assert f"- code: digest 000000000000 then, {code_digest()[:12]} now (components and flows/stages.py)" in said
+    assert f"- code: digest 000000000000 then, {code_digest()[:12]} now (components and the stages of flows)" in said
     assert f"- lock: digest 111111111111 then, {lock_digest()[:12]} now (constraints.txt)" in said
     assert "compare all the same with --anyway" in said
     assert [part.partition(":")[0] for part in read_recorded("shop-1", run.parent, anyway=True).changed] == [

@@ -412,7 +412,7 @@ def test_a_token_is_sent_and_never_said() -> None:
         (("--url", f"http://127.0.0.1:{free_port()}"), "no endpoint answers there"),
         (("--url", "127.0.0.1:3000"), "no endpoint answers there"),
         (("--url", "http://a:b"), "is no URL"),
-        (("--source", "sessions"), "--source sessions: is no simulator; expected storefront"),
+        (("--source", "sessions"), "--source sessions: has no shoppers who answer slates; expected storefront"),
         (("--set", "source.taste_shift=2"), "source.taste_shift = 2"),
     ],
 )

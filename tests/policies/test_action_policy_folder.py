@@ -73,6 +73,15 @@ def test_what_is_no_policy_of_actions_is_named(tmp_path: Path) -> None:
         load_action_policy(tmp_path)
 
 
+def test_one_action_without_its_smoothing_is_named(tmp_path: Path) -> None:
+    save_action_policy(stored("constant", pulled=False), tmp_path)
+    description = (tmp_path / "policy.json").read_text()
+    (tmp_path / "policy.json").write_text(description.replace('"smoothing":0.1', '"smoothing":null'))
+
+    with pytest.raises(InputError, match=r"policy\.json: .*smoothing = None"):
+        load_action_policy(tmp_path)
+
+
 def test_weights_of_another_size_are_named(tmp_path: Path) -> None:
     save_action_policy(stored("tanh-gaussian", pulled=True), tmp_path)
     description = (tmp_path / "policy.json").read_text()

@@ -80,6 +80,27 @@ def test_more_rewards_than_outcomes_are_groups_that_keep_the_mean(tmp_path: Path
     assert torch.bincount(places).min() > 3_000 / MOST_REWARDS / 2
 
 
+def test_no_outcome_lies_above_the_largest_reward(tmp_path: Path) -> None:
+    values = torch.cat([torch.full((100,), -50.0), torch.linspace(-100, -51, 400)]).tolist()
+    rows = [row(number, 0, session_end="left") for number in range(500)]
+    for written, value in zip(rows, values, strict=True):
+        written["request_signals"] = {"clicks": value, "seconds": 0.0}
+    log = save(tmp_path / "log", [rows])
+
+    model = fit_action_model(log, log, SMALL.model_copy(update={"max_epochs": 1}), 0, quiet).model
+
+    assert -51 < float(model.rewards.max()) <= -50
+    assert float(model.rewards.min()) >= -100.0
+
+
+def test_a_loss_that_is_no_number_names_the_step_size(tmp_path: Path) -> None:
+    log = hand_log(tmp_path / "log", 200, seed=1)
+    wild = SMALL.model_copy(update={"learning_rate": 1e30})
+
+    with pytest.raises(InputError, match=r"action_model\.learning_rate = 1e\+30"):
+        fit_action_model(log, log, wild, 0, quiet)
+
+
 def test_few_rewards_are_outcomes_of_their_own(clock: ActionModel) -> None:
     assert clock.rewards.tolist() == [0.0, 3.0]
 
