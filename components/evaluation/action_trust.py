@@ -17,12 +17,13 @@ from components.errors import InputError
 from components.evaluation.action_evidence import ActionEvidence, StudiedLog
 from components.evaluation.exploit_probes import Probe, compare_values
 from components.evaluation.policy_value import PolicyValue
-from components.evaluation.trust_score import limited, right_or_wrong
+from components.evaluation.trust_score import right_or_wrong
 from components.evaluation.world_model_trust import (
     REQUEST_REWARD,
     TrustConfig,
     WorldModelTrust,
     calibration,
+    calibration_part,
     gap_of_requests,
     gap_part,
 )
@@ -87,16 +88,7 @@ def judge_action_model(model: ActionModel, test: Log, config: TrustConfig) -> Wo
                 mean_nats < baseline,
                 f"Held-out rewards cost {mean_nats:.3f} nats; by {BASELINE} alone they cost {baseline:.3f}.",
             ),
-            *(
-                limited(
-                    f"calibration of {part.response}",
-                    part.error,
-                    config.max_calibration_error,
-                    f"Predicted rates of {part.response} are off by {part.error:.3f} on average "
-                    f"(limit {config.max_calibration_error:g}).",
-                )
-                for part in calibrations
-            ),
+            *(calibration_part(part, config) for part in calibrations),
             right_or_wrong(REQUEST_REWARD, False, no_gap)
             if gap is None
             else gap_part(gap, "What is expected of logged requests differs", config),

@@ -332,16 +332,7 @@ def judge_trust(
             click_nats < nats,
             f"Held-out clicks cost {click_nats:.3f} nats; by {name} alone they cost {nats:.3f}.",
         ),
-        *(
-            limited(
-                f"calibration of {part.response}",
-                part.error,
-                config.max_calibration_error,
-                f"Predicted rates of {part.response} are off by {part.error:.3f} on average "
-                f"(limit {config.max_calibration_error:g}).",
-            )
-            for part in calibrations
-        ),
+        *(calibration_part(part, config) for part in calibrations),
         *(_session_parts(sessions, with_reward, config) if requests is None else _request_parts(requests, config)),
     ]
     return WorldModelTrust(
@@ -392,6 +383,17 @@ def _request_parts(requests: dict[str, GeneratedAgainstReal | None], config: Tru
         else:
             parts.append(gap_part(part, "What is expected of logged requests differs", config))
     return parts
+
+
+def calibration_part(part: Calibration, config: TrustConfig) -> TrustPart:
+    """The part of the trust score that a calibration makes."""
+    return limited(
+        f"calibration of {part.response}",
+        part.error,
+        config.max_calibration_error,
+        f"Predicted rates of {part.response} are off by {part.error:.3f} on average "
+        f"(limit {config.max_calibration_error:g}).",
+    )
 
 
 def gap_part(part: GeneratedAgainstReal, what: str, config: TrustConfig) -> TrustPart:
