@@ -42,7 +42,7 @@ from flows import stages
 from flows.config import LoopConfig, logs_actions
 from flows.run_record import Curve, Release
 from flows.stage_store import stage
-from flows.stages import Estimates, write_ab, write_curves, write_probes
+from flows.stages import Estimates, likelihood_curves, write_ab, write_curves, write_probes
 
 POLICY, BASELINE = "ppo", "constant"
 #: Looks at a policy while it learns, and sessions of one in the world model.
@@ -65,18 +65,7 @@ def fit_world_model(config: LoopConfig, split: Path, out: Path, progress: Progre
     progress("judging the world model", 1.0)
     trust = judge_action_model(fitted.model, test, config.trust)
     (out / "trust.json").write_text(trust.model_dump_json(indent=2))
-    write_curves(
-        out,
-        [
-            Curve(
-                name=f"world model, {part}",
-                x="pass",
-                y="nats a request",
-                values=tuple(getattr(epoch, part) for epoch in fitted.history),
-            )
-            for part in ("train", "validation")
-        ],
-    )
+    write_curves(out, likelihood_curves("world model", fitted.history))
 
 
 @stage("policy", "ppo", "evaluation", "gate", "device")
@@ -96,7 +85,8 @@ def train_policy(config: LoopConfig, split: Path, world: Path, out: Path, progre
         ),
         trained,
     )
-    _release(config, split, stored, out)
+    release = _release(config, split, stored, out)
+    (out / "release.json").write_text(release.model_dump_json())
     write_curves(out, [looks.curve("PPO in the world model")])
 
 
@@ -139,8 +129,8 @@ class _Looks:
         return Curve(name=name, x="look", y="reward of a request", values=tuple(self._seen))
 
 
-def _release(config: LoopConfig, split: Path, stored: StoredActionPolicy, out: Path) -> None:
-    """Save a policy, pulled back as far as the log's judgement on it asks for."""
+def _release(config: LoopConfig, split: Path, stored: StoredActionPolicy, out: Path) -> Release:
+    """Save a policy, pulled back as far as the log's judgement on it asks for; returns how far it was left to go."""
     release = Release(strength=1.0, validation_ess=None, required_ess=None)
     if config.evaluation.pull:
         n_test, validation = open_log(split / TEST).manifest.n_requests, open_log(split / VALIDATION)
@@ -157,7 +147,7 @@ def _release(config: LoopConfig, split: Path, stored: StoredActionPolicy, out: P
             required_ess=required * n_validation,
         )
     save_action_policy(stored, out)
-    (out / "release.json").write_text(release.model_dump_json())
+    return release
 
 
 @stage("estimates")

@@ -188,18 +188,7 @@ def fit_user_model(config: LoopConfig, split: Path, out: Path, progress: Progres
         )
     fitted = _fit_user_model(config, open_log(split / TRAIN), open_log(split / VALIDATION), config.seed, progress)
     save_user_model(fitted.stored, out)
-    write_curves(
-        out,
-        [
-            Curve(
-                name=f"user model, {part}",
-                x="pass",
-                y="nats a request",
-                values=tuple(getattr(epoch, part) for epoch in fitted.history),
-            )
-            for part in ("train", "validation")
-        ],
-    )
+    write_curves(out, likelihood_curves("user model", fitted.history))
 
 
 @stage("behavior", "behavior", "candidates", "slate_size")
@@ -886,6 +875,20 @@ def _save(
 def write_ab(out: Path, result: AbResult | None) -> None:
     """Leave the result of an A/B; None where there were too few users for one."""
     (out / AB).write_bytes(_AB_RESULT.dump_json(result, indent=2))
+
+
+def likelihood_curves(name: str, history: Iterable[Epoch]) -> list[Curve]:
+    """Losses of training and validation, pass by pass."""
+    epochs = list(history)
+    return [
+        Curve(
+            name=f"{name}, {part}",
+            x="pass",
+            y="nats a request",
+            values=tuple(getattr(epoch, part) for epoch in epochs),
+        )
+        for part in ("train", "validation")
+    ]
 
 
 def write_curves(out: Path, curves: list[Curve]) -> None:

@@ -32,7 +32,7 @@ from components.evaluation.propensity_check import Expectation, PropensityCheck,
 from components.evaluation.ratio_sums import RatioSums, merge_shards
 from components.evaluation.support import SupportDistance
 from components.evaluation.weights import LARGEST_LOG_WEIGHT, default_cap
-from components.interactions.continuous_batches import LoggedActions, read_actions
+from components.interactions.continuous_batches import LoggedActions, observation_scale, read_actions
 from components.interactions.contract import RatioAssumption
 from components.interactions.log_folder import Log
 from components.policies import truncated_gaussian
@@ -141,8 +141,7 @@ def _fit_gaussian(
 
     None where these have fewer than two actions.
     """
-    scale = torch.stack([part.observations.abs().amax(0) for part in read_actions(log)]).amax(0).double()
-    scale = torch.where(scale > 0, scale, 1.0)
+    scale = observation_scale(log).double()
 
     def inputs(observations: Float[Tensor, "M S"]) -> Float64[Tensor, "M I"]:
         return torch.cat([observations.double() / scale, torch.ones(len(observations), 1, dtype=torch.float64)], dim=1)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from components.evaluation.doubly_robust import ModelRewards
-from components.interactions.continuous_batches import LoggedActions, read_actions
+from components.interactions.continuous_batches import LoggedActions, observation_scale, read_actions
 from components.interactions.log_folder import Log
 from components.policies.continuous_policy import layers
 
@@ -48,8 +48,7 @@ class ActionRewards:
 
 def fit_action_rewards(log: Log, seed: int) -> ActionRewards:
     """Fit both networks, part by part."""
-    scale = torch.stack([part.observations.abs().amax(0) for part in read_actions(log)]).amax(0)
-    scale = torch.where(scale > 0, scale, 1.0)
+    scale = observation_scale(log)
     generator = torch.Generator().manual_seed(seed)
     size = len(scale) + log.manifest.action_size
     networks = tuple(layers((size, HIDDEN, HIDDEN, 1), generator) for _ in range(2))

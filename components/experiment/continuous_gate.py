@@ -64,8 +64,10 @@ def judge_continuous(
     Raises:
         InputError: the policy's log-densities are no numbers.
     """
-    evidence, probe, decision = _judge(judge, policy, name, data_passed, data_text)
-    left, _, left_decision = _judge(judge, pulled_back(judge, policy), f"{name}, pulled back", data_passed, data_text)
+    evidence, probe, decision = judge_policy(judge, policy, name, data_passed, data_text)
+    left, _, left_decision = judge_policy(
+        judge, pulled_back(judge, policy), f"{name}, pulled back", data_passed, data_text
+    )
     return ContinuousVerdict(
         evidence=evidence,
         probe=probe,
@@ -84,9 +86,10 @@ def _floor(judge: Judge) -> float:
     return ess_floor(judge.studied.rewards.n_known, judge.gate.ess_floor_requests, judge.gate.ess_floor_share)
 
 
-def _judge(
-    judge: Judge, policy: ContinuousPolicy, name: str, data_passed: bool | None, data_text: str
+def judge_policy(
+    judge: Judge, policy: ContinuousPolicy, name: str, data_passed: bool | None, data_text: str = ""
 ) -> tuple[ActionEvidence, Probe | None, Decision]:
+    """Evidence, probe and the gate's word on one policy as it is; arguments and errors are `judge_continuous`'s."""
     evidence, probe = action_evidence(judge.studied, policy, name), None
     if isinstance(evidence.value, PolicyValue):
         probe = probe_action_policy(judge.model, judge.studied, policy, evidence, _floor(judge))

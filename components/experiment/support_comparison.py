@@ -23,7 +23,7 @@ from components.evaluation.action_trust import judge_action_model
 from components.evaluation.agent_comparison import JUDGE_SEED, ROWS, USERS, Kind, click_through_rate
 from components.evaluation.policy_value import Estimate, PolicyValue
 from components.evaluation.world_model_trust import TrustConfig
-from components.experiment.continuous_gate import Judge, judge_continuous, pulled_back
+from components.experiment.continuous_gate import Judge, judge_continuous, judge_policy, pulled_back
 from components.experiment.gate import Decision, GateConfig, Outcome
 from components.interactions.log_folder import open_log
 from components.interactions.splits import TEST, TRAIN, VALIDATION, SplitConfig, split_log
@@ -89,14 +89,15 @@ def judge_row(environment: VirtualTaobao, logged: LoggedJudge, name: str, seed: 
     verdict = judge_continuous(logged.judge, policy, name, data_passed=logged.data_passed)
     left = pulled_back(logged.judge, policy)
     constrained = {}
-    if ROWS[name].kind is not Kind.REFERENCE:
+    if row.kind is not Kind.REFERENCE:
         within = ConstrainedActions(environment, left.cloud, left.radius)
         learned = row.train(within, round(row.steps * share), seed, unwatched)
-        judged = judge_continuous(logged.judge, learned, name, data_passed=logged.data_passed)
+        released = pulled_back(logged.judge, learned)
+        evidence, _, decision = judge_policy(logged.judge, released, name, logged.data_passed)
         constrained = {
-            "constrained_ctr": true_ctr(environment, pulled_back(logged.judge, learned)),
-            "constrained_estimate": _ctr(judged.pulled_back_evidence.value),
-            "constrained_held": float(judged.pulled_back_decision.outcome is Outcome.HOLD),
+            "constrained_ctr": true_ctr(environment, released),
+            "constrained_estimate": _ctr(evidence.value),
+            "constrained_held": float(decision.outcome is Outcome.HOLD),
         }
     return constrained | {
         "logged_ctr": logged.logged_ctr,

@@ -51,6 +51,12 @@ def read_actions(log: Log) -> Iterator[LoggedActions]:
         yield actions_of(part, log.manifest, str(path))
 
 
+def observation_scale(log: Log) -> Float[Tensor, " S"]:
+    """Largest size of each number of an observation in a log, or 1."""
+    scale = torch.stack([part.observations.abs().amax(0) for part in read_actions(log)]).amax(0)
+    return torch.where(scale > 0, scale, 1.0)
+
+
 def numeric_columns(manifest: Manifest) -> list[int]:
     """Places of the numeric features among the numbers of an observation."""
     columns, place = [], 0
