@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from pydantic import ValidationError
 from torch import Tensor
-from toy_environments import LinearQuadratic, TwoArms
+from toy_environments import LinearQuadratic, TwoArms, on_each_device
 
 from components.agents.cma_es import CmaEsConfig, train_cma_es
 from components.agents.constant_cem import ConstantCemConfig, train_constant_cem
@@ -15,20 +15,21 @@ from components.agents.watch import Watch, unwatched
 from components.environments.continuous import ContinuousEnvironment, Outcome
 from components.interactions.tensor_record import TensorRecord
 from components.policies.continuous_policy import ContinuousPolicy
+from components.policies.deterministic_policy import DeterministicPolicy
 
-Train = Callable[[ContinuousEnvironment[TensorRecord], int, int, Watch], ContinuousPolicy]
+Train = Callable[[ContinuousEnvironment[TensorRecord], int, int, Watch], DeterministicPolicy]
 
 
 def cem(
     environment: ContinuousEnvironment[TensorRecord], steps: int, seed: int, watch: Watch = unwatched
-) -> ContinuousPolicy:
+) -> DeterministicPolicy:
     config = ConstantCemConfig(steps=steps, population=32, elite=6, deviation=0.3, deviation_floor=0.01)
     return train_constant_cem(environment, config, seed, watch)
 
 
 def cma_es(
     environment: ContinuousEnvironment[TensorRecord], steps: int, seed: int, watch: Watch = unwatched
-) -> ContinuousPolicy:
+) -> DeterministicPolicy:
     return train_cma_es(environment, CmaEsConfig(steps=steps, population=16, deviation=0.3), seed, watch)
 
 
@@ -78,10 +79,11 @@ def test_a_known_optimum_is_found_on_the_edge_too(train: Train) -> None:
     assert only_action(policy, 1) == pytest.approx(Hill.optimum, abs=0.05)
 
 
+@on_each_device
 @both
-def test_of_a_cost_around_the_middle_the_best_constant_is_to_do_nothing(train: Train) -> None:
+def test_of_a_cost_around_the_middle_the_best_constant_is_to_do_nothing(train: Train, device: str) -> None:
     # From x ~ U(−1, 1)² a constant push only adds to |x|².
-    policy = train(LinearQuadratic(), 150_000, 0, unwatched)
+    policy = train(LinearQuadratic(device), 150_000, 0, unwatched).cpu()
 
     assert only_action(policy, 2) == pytest.approx(torch.zeros(2), abs=0.06)
 

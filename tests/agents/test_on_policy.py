@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from toy_environments import ArmState, LinearQuadratic, TwoArms
+from toy_environments import ArmState, LinearQuadratic, TwoArms, on_each_device
 
 from components.agents.a2c import A2cConfig, train_a2c
 from components.agents.continuous_reinforce import ContinuousReinforceConfig, train_continuous_reinforce, whole_sessions
@@ -55,20 +55,22 @@ def test_an_agent_learns_to_pull_the_better_of_two_arms_within_20_000_steps(trai
     assert drawn > 0.77
 
 
+@on_each_device
 @pytest.mark.parametrize(("train", "config", "settings", "steps"), AGENTS)
-def test_an_agent_steers_nearly_as_well_as_the_best_gain(train, config, settings, steps):
-    plant = LinearQuadratic()
-    policy = train(plant, config(**{**settings, **QUADRATIC, "steps": steps}), 0)
-    learned = float(run_sessions(plant, policy.mode, 2000, torch.Generator().manual_seed(1)).rewards.mean())
+def test_an_agent_steers_nearly_as_well_as_the_best_gain(train, config, settings, steps, device):
+    policy = train(LinearQuadratic(device), config(**{**settings, **QUADRATIC, "steps": steps}), 0).cpu()
+    plant, generator = LinearQuadratic(), torch.Generator().manual_seed(1)
+    learned = float(run_sessions(plant, policy.mode, 2000, generator).rewards.mean())
     assert learned > BEST_COST - 0.06
 
 
+@on_each_device
 @pytest.mark.parametrize(("train", "config", "settings", "steps"), AGENTS)
-def test_the_same_seed_learns_the_same_bytes_and_another_others(train, config, settings, steps):
+def test_the_same_seed_learns_the_same_bytes_and_another_others(train, config, settings, steps, device):
     torch.manual_seed(0)
     before = torch.get_rng_state()
     settings = config(**{**settings, **QUADRATIC, "steps": 2_000, "entropy": 0.01})
-    first, again, other = (train(LinearQuadratic(), settings, seed).state_dict() for seed in (3, 3, 4))
+    first, again, other = (train(LinearQuadratic(device), settings, seed).state_dict() for seed in (3, 3, 4))
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not torch.equal(first["log_deviation"], other["log_deviation"])
     assert torch.equal(torch.get_rng_state(), before), "global chance is left alone"

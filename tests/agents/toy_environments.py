@@ -1,13 +1,24 @@
-"""Two environments of continuous actions that are solved by hand."""
+"""Two environments of continuous actions that are solved by hand, on a processor or a GPU."""
 
 from dataclasses import dataclass
 
+import pytest
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from components.environments.continuous import Outcome
 from components.interactions.tensor_record import TensorRecord
+
+on_each_device = pytest.mark.parametrize(
+    "device",
+    [
+        "cpu",
+        pytest.param(
+            "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no GPU on this machine")
+        ),
+    ],
+)
 
 
 @dataclass(frozen=True)
@@ -46,12 +57,14 @@ class LinearQuadratic:
     """x' = x + a/2, cost |x'|² + |a|²/10, ten steps from x ~ U(−1, 1)²; the best gain solves the Riccati recursion."""
 
     observation_size, action_size = 2, 2
-    observation_scale = torch.ones(2)
     horizon, push, price = 10, 0.5, 0.1
 
+    def __init__(self, device: str = "cpu") -> None:
+        self.observation_scale = torch.ones(2, device=device)
+
     def reset(self, n_users: int, generator: torch.Generator) -> QuadraticState:
-        position = 2.0 * torch.rand(n_users, 2, generator=generator) - 1.0
-        return QuadraticState(position, torch.zeros(n_users, dtype=torch.long))
+        position = 2.0 * torch.rand(n_users, 2, generator=generator, device=generator.device) - 1.0
+        return QuadraticState(position, torch.zeros(n_users, dtype=torch.long, device=generator.device))
 
     def observe(self, state: QuadraticState) -> Float[Tensor, "B 2"]:
         return state.position
