@@ -16,12 +16,11 @@ from components.agents.constant_cem import train_constant_cem
 from components.agents.ppo import train_ppo
 from components.environments.continuous import SessionTotals, run_sessions
 from components.environments.virtual_taobao import VirtualTaobao
-from components.evaluation.action_evidence import action_evidence, choose_radius, gaussian_of, study
+from components.evaluation.action_evidence import action_evidence, choose_radius, gaussian_of, known_rewards, study
 from components.evaluation.action_support import action_cloud
 from components.evaluation.action_trust import judge_action_model, probe_action_policy
 from components.evaluation.exploit_probes import Probe, exploit_probes
 from components.evaluation.policy_value import Estimate, PolicyValue
-from components.evaluation.weights import ess_floor
 from components.evaluation.world_model_trust import WorldModelTrust
 from components.experiment.ab import FEWEST_USERS, analyze_ab, assign_arm
 from components.experiment.guardrails import Metric
@@ -42,7 +41,7 @@ from flows import stages
 from flows.config import LoopConfig, logs_actions
 from flows.run_record import Curve, Release
 from flows.stage_store import stage
-from flows.stages import Estimates, likelihood_curves, write_ab, write_curves, write_probes
+from flows.stages import Estimates, likelihood_curves, share_to_keep, write_ab, write_curves, write_probes
 
 POLICY, BASELINE = "ppo", "constant"
 #: Looks at a policy while it learns, and sessions of one in the world model.
@@ -133,14 +132,13 @@ def _release(config: LoopConfig, split: Path, stored: StoredActionPolicy, out: P
     """Save a policy, pulled back as far as the log's judgement on it asks for; returns how far it was left to go."""
     release = Release(strength=1.0, validation_ess=None, required_ess=None)
     if config.evaluation.pull:
-        n_test, validation = open_log(split / TEST).manifest.n_requests, open_log(split / VALIDATION)
-        floor = ess_floor(n_test, at_least=config.gate.ess_floor_requests, share=config.gate.ess_floor_share)
-        required = min(1.0, config.evaluation.ess_margin * floor / n_test)
+        validation = open_log(split / VALIDATION)
+        required = share_to_keep(config, known_rewards(open_log(split / TEST)).n_known)
         cloud = action_cloud(open_log(split / TRAIN))
         choice = choose_radius(stored.trained, cloud, validation, required)
         pull = PullDescription(radius=choice.radius, logged_radius=cloud.radius, n=cloud.n)
         stored = StoredActionPolicy(stored.description.model_copy(update={"pull": pull}), stored.trained, cloud)
-        n_validation = validation.manifest.n_requests
+        n_validation = known_rewards(validation).n_known
         release = Release(
             strength=choice.kept,
             validation_ess=choice.ess_share * n_validation,
@@ -184,8 +182,7 @@ def probe_world_model(
     """Ask world model and log what policies are worth: releases, the same as trained, and who wrote the log."""
     studied, model = study(open_log(split / TEST), config.seed), load_action_model(world)
     challenger, constant = load_action_policy(policy), load_action_policy(baseline)
-    n = studied.log.manifest.n_requests
-    needed = ess_floor(n, config.gate.ess_floor_requests, config.gate.ess_floor_share)
+    needed = config.gate.ess_floor(studied.rewards.n_known)
     probes: list[Probe] = []
     asked = _probed(challenger, constant, gaussian_of(studied.cloud))
     for number, (name, judged) in enumerate(asked.items()):

@@ -19,7 +19,6 @@ from scipy import stats
 from components.evaluation.cap_sensitivity import CapSensitivity
 from components.evaluation.exploit_probes import Probe
 from components.evaluation.policy_value import Estimand, PolicyValue
-from components.evaluation.weights import ess_floor
 from components.evaluation.world_model_trust import Calibration
 from components.experiment.ab import AbResult
 from components.experiment.gate import GateConfig
@@ -76,7 +75,7 @@ def needed_ess(estimate: PolicyValue, gate: GateConfig) -> float | None:
     """Effective sample size from which an estimate counts; None where it never does."""
     if estimate.estimand is Estimand.SESSION_AVERAGE:
         return None
-    return ess_floor(estimate.n_units, gate.ess_floor_requests, gate.ess_floor_share)
+    return gate.ess_floor(estimate.n_units)
 
 
 def forest(estimates: Sequence[PolicyValue], *, challenger: str, gate: GateConfig) -> Figure:

@@ -55,7 +55,7 @@ from components.evaluation.propensity_check import PropensityCheck, batch_logits
 from components.evaluation.support import SupportDistance, support_distance
 from components.evaluation.trust_score import TrustScore, trust_score
 from components.evaluation.two_sample import two_sample_test
-from components.evaluation.weights import default_cap, ess_floor
+from components.evaluation.weights import default_cap
 from components.evaluation.world_model_trust import (
     TrustConfig,
     WorldModelTrust,
@@ -217,6 +217,16 @@ def _needs_propensities(reader: SessionReader) -> bool:
     )
 
 
+def share_to_keep(config: LoopConfig, n_known: int) -> float:
+    """Share of requests that a release is to keep effective, so that the gate counts its estimate on a test log.
+
+    Args:
+        config: the gate's floor, and by how much it is to be exceeded.
+        n_known: requests of the test log whose reward is known: no others speak of a policy.
+    """
+    return min(1.0, config.evaluation.ess_margin * config.gate.ess_floor(n_known) / max(n_known, 1))
+
+
 def _open_to_judge(log: Log, vocabulary: Vocabulary, behavior: CrossFittedBehavior | None) -> SessionReader:
     """A log with the log_probs that there are: its own, or the estimate."""
     return SessionReader(log, vocabulary) if behavior is None else EstimatedReader(log, vocabulary, behavior)
@@ -301,10 +311,9 @@ def train_policy(config: LoopConfig, split: Path, world: Path, behavior: Path, o
     release = Release(strength=1.0, validation_ess=None, required_ess=None)
     if has_log_probs and config.evaluation.pull:
         test = _open_to_judge(open_log(split / TEST), stored.vocabulary, cross_fitted)
-        n_validation, n_test = validation.log.manifest.n_requests, test.log.manifest.n_requests
-        floor = ess_floor(n_test, at_least=config.gate.ess_floor_requests, share=config.gate.ess_floor_share)
-        required = min(1.0, config.evaluation.ess_margin * floor / n_test)
+        required = share_to_keep(config, known_rewards(test).n_known)
         choice = choose_strength(policy, validation, required, ratio_of(validation, test))
+        n_validation = known_rewards(validation).n_known
         release = Release(
             strength=choice.strength,
             validation_ess=choice.ess_share * n_validation,
@@ -544,9 +553,8 @@ def _probe(
     progress: Progress,
 ) -> tuple[Probe, ...]:
     """The policies that may serve, the logging policy, and the probes."""
-    slate_size, n_requests = logging.slate_size, reader.log.manifest.n_requests
+    slate_size, n_known = logging.slate_size, known_rewards(reader).n_known
     sessions, reward = _probed_sessions(config, reader), reader.log.manifest.reward
-    cap = default_cap(known_rewards(reader).n_known)
     if known_rewards(sessions).n_known == 0:
         return ()
     items = item_rewards(stored.user_model, reward, sessions)
@@ -577,8 +585,8 @@ def _probe(
                 reader=reader,
                 sessions=sessions,
                 ratio=ratio_of(reader),
-                cap=cap,
-                needed_ess=ess_floor(n_requests, config.gate.ess_floor_requests, config.gate.ess_floor_share),
+                cap=default_cap(n_known),
+                needed_ess=config.gate.ess_floor(n_known),
                 seed=config.seed,
             )
         )

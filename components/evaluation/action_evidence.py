@@ -106,7 +106,7 @@ def study(log: Log, seed: int = 0) -> StudiedLog:
         InputError: it has fewer than two.
     """
     return StudiedLog(
-        log, _known_rewards(log), action_cloud(log), fit_action_rewards(log, seed), _check_densities(log), seed
+        log, known_rewards(log), action_cloud(log), fit_action_rewards(log, seed), _check_densities(log), seed
     )
 
 
@@ -253,7 +253,7 @@ def _kept(policy: ContinuousPolicy, cloud: ActionCloud, log: Log, radius: float)
 
 def effective_share(log: Log, policy: ContinuousPolicy) -> float:
     """Share of a log's known requests that speak of a policy, ESS / n of its one-request estimate; 0 without any."""
-    rewards = _known_rewards(log)
+    rewards = known_rewards(log)
     if not rewards.n_known:
         return 0.0
     cap, known = default_cap(rewards.n_known), (part.select(part.reward_known) for part in read_actions(log))
@@ -285,7 +285,8 @@ def _requests(part: LoggedActions, policy: ContinuousPolicy) -> LoggedRequests:
     )
 
 
-def _known_rewards(log: Log) -> KnownRewards:
+def known_rewards(log: Log) -> KnownRewards:
+    """What is known of the rewards of a log of actions."""
     n_requests = n_known = n_whole = 0
     lowest, highest, ends_known = np.inf, -np.inf, False
     for part in read_actions(log):

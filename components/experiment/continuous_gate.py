@@ -17,7 +17,6 @@ from components.evaluation.action_trust import probe_action_policy
 from components.evaluation.exploit_probes import Probe, exploit_probes, probe_parts
 from components.evaluation.policy_value import PolicyValue
 from components.evaluation.trust_score import trust_score
-from components.evaluation.weights import ess_floor
 from components.evaluation.world_model_trust import TrustConfig, WorldModelTrust
 from components.experiment.evidence import GateEvidence, TrustSummary
 from components.experiment.gate import Decision, GateConfig, decide
@@ -83,7 +82,7 @@ def pulled_back(judge: Judge, policy: ContinuousPolicy) -> PulledBack:
 
 
 def _floor(judge: Judge) -> float:
-    return ess_floor(judge.studied.rewards.n_known, judge.gate.ess_floor_requests, judge.gate.ess_floor_share)
+    return judge.gate.ess_floor(judge.studied.rewards.n_known)
 
 
 def judge_policy(

@@ -104,6 +104,10 @@ class GateConfig(BaseModel):
         description="Logging probabilities are wrong where the least likely of all tests of them falls below this.",
     )
 
+    def ess_floor(self, n: int) -> float:
+        """Effective sample size from which an estimate on n requests counts."""
+        return ess_floor(n, self.ess_floor_requests, self.ess_floor_share)
+
 
 class Reason(BaseModel):
     """One check: what it saw, and the most that it allows."""
@@ -294,7 +298,7 @@ def _soundness(role: str, estimate: PolicyValue, assumption: RatioAssumption, co
         f"{config.max_unknown_share:.2%} may be.",
         passed=estimate.unknown_share <= config.max_unknown_share,
     )
-    floor = ess_floor(estimate.n_requests, config.ess_floor_requests, config.ess_floor_share)
+    floor = config.ess_floor(estimate.n_requests)
     yield _reason(
         f"sample size of the {role}",
         f"The {role}'s estimate rests on an effective {estimate.effective_sample_size:,.0f} of {estimate.n_requests:,} "

@@ -25,7 +25,7 @@ from components.environments.storefront_filter import FilterPolicy
 from components.environments.true_value import true_session_value
 from components.evaluation.logged_policy import judged_sums, ratio_of
 from components.evaluation.policy_value import PolicyValue
-from components.evaluation.weights import default_cap, ess_floor
+from components.evaluation.weights import default_cap
 from components.evaluation.world_model_value import item_rewards
 from components.experiment.gate import Outcome
 from components.interactions.batching import SessionReader
@@ -179,7 +179,7 @@ def _loop(run: StageRunner, seed: int, *settings: str) -> dict[str, float]:
         "reinforce_unbound": _true_reward(shop, policy.policy),
         "strength": strength,
         "effective_requests": estimates.gating.effective_sample_size,
-        "floor": _floor(config, open_log(split.path / TEST).manifest.n_requests),
+        "floor": config.gate.ess_floor(open_log(split.path / TEST).manifest.n_requests),
         "promoted": float(outcome is Outcome.PROMOTE),
         "held": float(outcome is Outcome.HOLD),
     }
@@ -203,7 +203,7 @@ def _known(run: StageRunner, *settings: str) -> dict[str, float]:
     _, split = _prepare(run, *settings)
     vocabulary = Vocabulary.fit(open_log(split.path / TRAIN))
     reader = SessionReader(open_log(split.path / TEST), vocabulary)
-    floor = _floor(config, reader.log.manifest.n_requests)
+    floor = config.gate.ess_floor(reader.log.manifest.n_requests)
     ratio = ratio_of(reader)
 
     def judgeable(weight: float) -> bool:
@@ -225,10 +225,6 @@ def _shops(config: LoopConfig) -> tuple[storefront.Storefront, storefront.Storef
     """The shop, and the shop that reveals the truth."""
     assert isinstance(config.source, storefront.Config)
     return storefront.Storefront(config.source), storefront.Storefront(config.source, reveal_truth=True)
-
-
-def _floor(config: LoopConfig, n_requests: int) -> float:
-    return ess_floor(n_requests, at_least=config.gate.ess_floor_requests, share=config.gate.ess_floor_share)
 
 
 def _true_reward(shop: storefront.Storefront, policy: SlatePolicy) -> float:
