@@ -10,14 +10,14 @@ from typing import Literal
 
 import safetensors.torch
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from components.errors import InputError
 from components.policies.constant_action import ConstantAction
 from components.policies.continuous_policy import ContinuousPolicy, Scaled, TanhGaussianPolicy, layers
 from components.policies.deterministic_policy import DeterministicPolicy
-from components.policies.policy_folder import DESCRIPTION, WEIGHTS
+from components.policies.policy_folder import DESCRIPTION, WEIGHTS, read_description
 from components.policies.pulled_back import ActionCloud, PulledBack
 
 _TRAINED, _MEAN, _COVARIANCE = "trained.", "logged.mean", "logged.covariance"
@@ -88,14 +88,7 @@ def load_action_policy(folder: Path) -> StoredActionPolicy:
     Raises:
         InputError: the folder holds none, or not one of this version.
     """
-    if not (folder / DESCRIPTION).is_file() or not (folder / WEIGHTS).is_file():
-        raise InputError(f"{folder}: holds no policy; expected {DESCRIPTION} and {WEIGHTS}")
-    try:
-        description = ActionPolicyDescription.model_validate_json((folder / DESCRIPTION).read_bytes())
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise InputError(f"{folder / DESCRIPTION}: {where}: {first['msg']}; expected a policy of actions") from None
+    description = read_description(folder, ActionPolicyDescription, "actions")
     try:
         tensors = safetensors.torch.load_file(folder / WEIGHTS)
         trained = _built(description)

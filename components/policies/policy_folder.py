@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import safetensors.torch
 import torch
@@ -12,6 +13,8 @@ from components.interactions.vocabulary import Vocabulary
 from components.policies.ranking_policy import NeuralSlatePolicy, PolicyShape, RankingPolicy
 
 WEIGHTS, DESCRIPTION = "policy.safetensors", "policy.json"
+
+Description = TypeVar("Description", bound=BaseModel)
 
 
 class PolicyDescription(BaseModel):
@@ -52,14 +55,7 @@ def load_policy(folder: Path) -> StoredPolicy:
     Raises:
         InputError: the folder holds no policy, or not one of this version.
     """
-    if not (folder / DESCRIPTION).is_file() or not (folder / WEIGHTS).is_file():
-        raise InputError(f"{folder}: holds no policy; expected {DESCRIPTION} and {WEIGHTS}")
-    try:
-        description = PolicyDescription.model_validate_json((folder / DESCRIPTION).read_bytes())
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise InputError(f"{folder / DESCRIPTION}: {where}: {first['msg']}") from None
+    description = read_description(folder, PolicyDescription, "slates")
     with torch.random.fork_rng():
         policy = description.shape.build()
     try:
@@ -67,3 +63,19 @@ def load_policy(folder: Path) -> StoredPolicy:
     except (RuntimeError, safetensors.SafetensorError) as error:
         raise InputError(f"{folder / WEIGHTS}: does not fit {DESCRIPTION}: {str(error).splitlines()[0]}") from None
     return StoredPolicy(description, policy.eval())
+
+
+def read_description(folder: Path, kind: type[Description], chooses: str) -> Description:
+    """What `policy.json` says of the policy in a folder, which is to be one of what it `chooses`.
+
+    Raises:
+        InputError: the folder holds no policy, or not one of this kind and version.
+    """
+    if not (folder / DESCRIPTION).is_file() or not (folder / WEIGHTS).is_file():
+        raise InputError(f"{folder}: holds no policy; expected {DESCRIPTION} and {WEIGHTS}")
+    try:
+        return kind.model_validate_json((folder / DESCRIPTION).read_bytes())
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise InputError(f"{folder / DESCRIPTION}: {where}: {first['msg']}; expected a policy of {chooses}") from None
