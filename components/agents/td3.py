@@ -32,7 +32,7 @@ from components.policies.deterministic_policy import DeterministicPolicy
 class Td3Config(OffPolicyConfig):
     """TD3."""
 
-    exploration: float = Field(default=0.2, ge=0, description="Deviation of the noise on actions while learning.")
+    exploration: float = Field(default=0.1, ge=0, description="Deviation of the noise on actions while learning.")
     delay: int = Field(default=2, ge=1, description="Updates of the critics for each of the actor and the targets.")
     smoothing: float = Field(default=0.2, ge=0, description="Deviation of the noise on the targets' actions.")
     smoothing_clip: float = Field(default=0.5, ge=0, description="Largest size of that noise.")

@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float64, Int
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from torch.nn import functional
@@ -156,6 +156,12 @@ class VirtualTaobao:
         """What users do on their next page, as probabilities; actions are clipped to [-1, 1]."""
         clicks, page_action = self._heads(state, actions.clamp(-1, 1)).unbind(1)
         return Page(clicks, page_action[:, :PAGE_ACTIONS])
+
+    def expected_clicks(self, state: VirtualTaobaoState, actions: Float64[Tensor, "B 27"]) -> Float64[Tensor, " B"]:
+        """E[clicks] of each user's next page, computed in float64; actions lie in the box."""
+        inputs = torch.cat([state.observations[:, :USER_SIZE], state.observations[:, -1:], actions], dim=1)
+        counts = torch.arange(CLICK_COUNTS, device=self.device, dtype=torch.float64)
+        return counts @ _head_shares(self._exact_response, inputs)[0]
 
     def _heads(self, state: VirtualTaobaoState, shown: Float[Tensor, "B 27"]) -> Float[Tensor, "B 2 11"]:
         """Probabilities of clicks and of page actions, the latter with an eleventh that never happens."""
