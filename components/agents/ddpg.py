@@ -95,6 +95,7 @@ class Ddpg:
         self._followers = [*self._target_actor.parameters(), *self._target_critic.parameters()]
         self._actor_optimizer = torch.optim.Adam(self._actor_parameters, lr=config.actor_rate, fused=True)
         self._critic_optimizer = torch.optim.Adam(self._critic_parameters, lr=config.critic_rate, fused=True)
+        self.optimizers = (self._actor_optimizer, self._critic_optimizer)
         self._config = config
         self._scale = observation_scale if config.scale_observations else torch.ones_like(observation_scale)
         self.policy = DeterministicPolicy(Scaled(self._actor, self._scale))

@@ -31,6 +31,9 @@ class OffPolicyConfig(BaseModel):
     scale_observations: bool = Field(default=True, description="Whether observations are divided by their scale.")
     actor_rate: float = Field(default=3e-4, gt=0, description="Adam's learning rate of the actor.")
     critic_rate: float = Field(default=1e-3, gt=0, description="Adam's learning rate of a critic.")
+    annealed: float = Field(
+        default=0.0, ge=0, le=1, description="Share of the steps, the last ones, over which learning rates fall to 0."
+    )
     gamma: float = Field(default=0.0, ge=0, le=1, description="Discount of the next step's value.")
     tau: float = Field(default=0.005, gt=0, le=1, description="How far targets follow when they do.")
 
@@ -40,6 +43,7 @@ class Learner(Protocol):
     """An agent that learns from steps of any policy."""
 
     chance: torch.Generator
+    optimizers: tuple[torch.optim.Optimizer, ...]
 
     @property
     def policy(self) -> ContinuousPolicy:
@@ -77,6 +81,7 @@ def learn(environment: ContinuousEnvironment[State], learner: Learner, config: O
     replay = Replay(capacity, environment.observation_size, environment.action_size, device)
     uniform = UniformActions(environment.action_size)
     running = RunningSessions(environment, config.sessions, learner.chance)
+    rates = [(group, group["lr"]) for optimizer in learner.optimizers for group in optimizer.param_groups]
     for iteration in range(iterations):
         steps = iteration * config.sessions
         if steps < config.random_steps:
@@ -85,6 +90,9 @@ def learn(environment: ContinuousEnvironment[State], learner: Learner, config: O
             actions = learner.explore(running.observations)
         replay.add(running.step(actions))
         steps += config.sessions
+        left = (iterations - iteration) / max(config.annealed * iterations, 1.0)
+        for group, rate in rates:
+            group["lr"] = rate * min(left, 1.0)
         if len(replay) > config.batch and steps >= config.random_steps:
             for _ in range(updates):
                 learner.update(replay.sample(config.batch, learner.chance))

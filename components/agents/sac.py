@@ -65,6 +65,7 @@ class Sac:
         self._actor_optimizer = torch.optim.Adam(self._actor_parameters, lr=config.actor_rate, fused=True)
         self._critic_optimizer = torch.optim.Adam(self._critic_parameters, lr=config.critic_rate, fused=True)
         self._temperature_optimizer = torch.optim.Adam([self._log_temperature], lr=config.temperature_rate, fused=True)
+        self.optimizers = (self._actor_optimizer, self._critic_optimizer, self._temperature_optimizer)
         self._config = config
         self._scale = observation_scale if config.scale_observations else torch.ones_like(observation_scale)
         #: Of scaled observations; `policy` is the same of observations as they are.

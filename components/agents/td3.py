@@ -32,6 +32,9 @@ from components.policies.deterministic_policy import DeterministicPolicy
 class Td3Config(OffPolicyConfig):
     """TD3."""
 
+    annealed: float = Field(
+        default=0.5, ge=0, le=1, description="Share of the steps, the last ones, over which learning rates fall to 0."
+    )
     exploration: float = Field(default=0.1, ge=0, description="Deviation of the noise on actions while learning.")
     delay: int = Field(default=2, ge=1, description="Updates of the critics for each of the actor and the targets.")
     smoothing: float = Field(default=0.2, ge=0, description="Deviation of the noise on the targets' actions.")
@@ -62,6 +65,7 @@ class Td3:
         self._followers = [*self._target_actor.parameters(), *self._target_critics.parameters()]
         self._actor_optimizer = torch.optim.Adam(self._actor_parameters, lr=config.actor_rate, fused=True)
         self._critic_optimizer = torch.optim.Adam(self._critic_parameters, lr=config.critic_rate, fused=True)
+        self.optimizers = (self._actor_optimizer, self._critic_optimizer)
         self._config = config
         self._scale = observation_scale if config.scale_observations else torch.ones_like(observation_scale)
         self._updates = 0

@@ -10,6 +10,7 @@ from torch import Tensor
 from toy_environments import LinearQuadratic, TwoArms, on_each_device
 
 from components.agents.ddpg import PUBLISHED, Ddpg, DdpgConfig, train_ddpg
+from components.agents.off_policy import learn
 from components.agents.sac import Sac, SacConfig, train_sac
 from components.agents.td3 import Td3, Td3Config, train_td3
 from components.environments.continuous import Outcome, Transitions, run_sessions
@@ -144,6 +145,26 @@ def test_settings_with_which_nothing_would_be_learned_are_refused(agent):
 def test_a_replay_that_cannot_hold_an_iteration_is_refused(agent):
     with pytest.raises(InputError, match=r"replay = 8: expected at least sessions = 16"):
         trained(agent, TwoArms(), steps=100, replay=8)
+
+
+@of_each_agent
+def test_learning_rates_fall_in_a_line_to_nothing_over_the_last_share_of_the_steps(agent):
+    config, learner, _ = AGENTS[agent]
+    config = config(**{**SMALL, "steps": 160, "annealed": 0.5})
+    learner, shares = learner(torch.ones(1), 1, config, seed=0), []
+    first = [optimizer.param_groups[0]["lr"] for optimizer in learner.optimizers]
+
+    def watch(policy, steps):
+        shares.append(
+            [optimizer.param_groups[0]["lr"] / rate for optimizer, rate in zip(learner.optimizers, first, strict=True)]
+        )
+
+    learn(TwoArms(), learner, config, watch)
+
+    expected = [1.0] * 6 + [0.8, 0.6, 0.4, 0.2]
+    assert [share for of_one in shares for share in of_one] == pytest.approx(
+        [share for share in expected for _ in learner.optimizers]
+    )
 
 
 def test_ddpg_runs_at_its_published_setting():
