@@ -43,7 +43,11 @@ class Learner(Protocol):
     """An agent that learns from steps of any policy."""
 
     chance: torch.Generator
-    optimizers: tuple[torch.optim.Optimizer, ...]
+
+    @property
+    def optimizers(self) -> tuple[torch.optim.Optimizer, ...]:
+        """Whose learning rates may fall."""
+        ...
 
     @property
     def policy(self) -> ContinuousPolicy:
