@@ -66,7 +66,8 @@ class Learner(Protocol):
 def learn(environment: ContinuousEnvironment[State], learner: Learner, config: OffPolicyConfig, watch: Watch) -> None:
     """Each iteration steps all sessions once and then does round(updates_per_step · sessions) updates.
 
-    The first update comes once more than `batch` steps are remembered and the random ones are over.
+    The first update comes once more than `batch` steps are remembered and the random ones are over. Learning rates fall
+    to 0 over the last `annealed` share of the iterations.
 
     Raises:
         InputError: an iteration would do no update, or the replay cannot hold the steps of one.

@@ -74,6 +74,20 @@ def test_distributions_are_those_of_the_weights_in_double_precision(weights: Pat
     np.testing.assert_allclose(leaving, reference.pages(users.numpy()), rtol=0, atol=1e-5)
 
 
+def test_expected_clicks_are_those_of_the_weights_in_double_precision_and_have_a_gradient(weights: Path) -> None:
+    environment, n = VirtualTaobao(weights), 1_000
+    users, pages = environment.draw_users(n, chance()), torch.randint(100, (n,), generator=chance(2))
+    actions = actions_of(n).double().requires_grad_()
+
+    clicks = environment.expected_clicks(on_page(environment.open(users, chance()), pages), actions)
+    (gradient,) = torch.autograd.grad(clicks.sum(), actions)
+
+    shares, _ = Reference(weights).page(users.numpy(), pages.numpy(), actions.detach().numpy())
+    np.testing.assert_allclose(clicks.detach(), shares @ np.arange(11), rtol=0, atol=1e-9)
+    assert gradient.isfinite().all()
+    assert (gradient != 0).any()
+
+
 def test_users_are_one_hot_in_each_group_as_often_as_the_weights_say(weights: Path) -> None:
     n = 50_000
     users = VirtualTaobao(weights).draw_users(n, chance())
