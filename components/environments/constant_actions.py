@@ -69,7 +69,8 @@ def middling_constant(environment: VirtualTaobao, deviation: float, level: float
             return action
         reached = max(reached, float(value.detach()))
         (gradient,) = torch.autograd.grad(value, moving)
-        step = RATE * gradient / gradient.abs().max()
+        # Where all pages lie on a plateau nothing leads on, until other draws do.
+        step = RATE * gradient / gradient.abs().max().clamp(min=torch.finfo(gradient.dtype).tiny)
         action = (action + step).clamp(-EDGE, EDGE).round(decimals=DECIMALS)
     raise InputError(
         f"level: {level:g} is not reached by a constant action with deviation {deviation:g}; the climb ended at "
