@@ -65,7 +65,8 @@ class EvaluationConfig(BaseModel):
         default=1.5,
         ge=1,
         le=10,
-        description="The released policy's ESS on validation must exceed the gate's floor by this factor.",
+        description="The released policy's ESS on validation must exceed the gate's floor by this factor; requests "
+        "whose reward is known count.",
     )
 
 

@@ -41,7 +41,8 @@ class Release(BaseModel):
 
     strength: float = Field(description="0: the logging policy; 1: the policy as trained.")
     validation_ess: float | None = Field(
-        description="Effective requests on validation; None where there are no slates, or nothing was pulled back."
+        description="Effective requests on validation, of those with known rewards; None where there are no slates, or "
+        "nothing was pulled back."
     )
     required_ess: float | None = Field(description="What the release had to keep on validation.")
     propensities_estimated: bool = Field(

@@ -218,7 +218,7 @@ def _needs_propensities(reader: SessionReader) -> bool:
 
 
 def share_to_keep(config: LoopConfig, n_known: int) -> float:
-    """Share of requests that a release is to keep effective, so that the gate counts its estimate on a test log.
+    """Share of requests with known rewards that a release keeps effective, so that the gate counts its estimate.
 
     Args:
         config: the gate's floor, and by how much it is to be exceeded.

@@ -67,7 +67,7 @@ def learn(environment: ContinuousEnvironment[State], learner: Learner, config: O
     """Each iteration steps all sessions once and then does round(updates_per_step · sessions) updates.
 
     The first update comes once more than `batch` steps are remembered and the random ones are over. Learning rates fall
-    to 0 over the last `annealed` share of the iterations.
+    in a line over the last `annealed` share of the iterations; the next one's would be 0.
 
     Raises:
         InputError: an iteration would do no update, or the replay cannot hold the steps of one.

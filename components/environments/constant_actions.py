@@ -2,7 +2,7 @@
 
 It is found by climbing the simulator's own gradient: of E[clicks] under a truncated Gaussian of the log's deviation,
 from the action 0 until a level is reached. Gradients are of float64 and steps lead to numbers of three decimals: the
-landscape is so rough that climbs part wherever two processors' sums differ in their last bits.
+landscape is so rough that climbs diverge where two processors' sums differ in their last bits.
 """
 
 from dataclasses import replace
@@ -20,12 +20,14 @@ from components.environments.virtual_taobao import (
 from components.errors import InputError
 from components.policies import truncated_gaussian
 
-#: Users whose pages a climb looks at, and the largest number of its steps.
+#: Users whose pages a climb looks at, and how far a step moves the number that it moves most.
 USERS, RATE = 200, 0.02
 #: Steps after which a climb ends.
 MOST_STEPS = 150
 #: Actions stay this far inside the box, so that a density around them is not all cut off.
 EDGE = 0.95
+#: Slope, in click-through rate, below which all is flat.
+FLAT = 1e-12
 #: Decimals of an action on the way.
 DECIMALS = 3
 
@@ -69,9 +71,10 @@ def middling_constant(environment: VirtualTaobao, deviation: float, level: float
             return action
         reached = max(reached, float(value.detach()))
         (gradient,) = torch.autograd.grad(value, moving)
-        # Where all pages lie on a plateau nothing leads on, until other draws do.
-        step = RATE * gradient / gradient.abs().max().clamp(min=torch.finfo(gradient.dtype).tiny)
-        action = (action + step).clamp(-EDGE, EDGE).round(decimals=DECIMALS)
+        steepest = gradient.abs().max()
+        # On a plateau nothing but rounding errors leads on, until other draws do.
+        if float(steepest) > FLAT:
+            action = (action + RATE * gradient / steepest).clamp(-EDGE, EDGE).round(decimals=DECIMALS)
     raise InputError(
         f"level: {level:g} is not reached by a constant action with deviation {deviation:g}; the climb ended at "
         f"{reached:.3f}"

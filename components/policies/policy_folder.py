@@ -77,5 +77,6 @@ def read_description(folder: Path, kind: type[Description], chooses: str) -> Des
         return kind.model_validate_json((folder / DESCRIPTION).read_bytes())
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise InputError(f"{folder / DESCRIPTION}: {where}: {first['msg']}; expected a policy of {chooses}") from None
+        field = ".".join(map(str, first["loc"]))
+        where = f"{folder / DESCRIPTION}: {field}" if field else folder / DESCRIPTION
+        raise InputError(f"{where}: {first['msg']}; expected a policy of {chooses}") from None

@@ -119,7 +119,26 @@ def test_the_middling_action_is_the_same_on_every_machine(environment: VirtualTa
     found = middling_constant(environment, deviation=0.2, level=0.4, seed=0)
 
     # On two machines, by torch 2.11 and 2.13.
-    assert found[:5].tolist() == [-0.001, -0.007, 0.135, 0.202, -0.269]
+    assert found.tolist() == [
+        *(-0.001, -0.007, 0.135, 0.202, -0.269, 0.137, -0.047, -0.289, -0.258),
+        *(0.109, 0.245, -0.01, -0.266, 0.048, 0.191, 0.061, 0.068, -0.378),
+        *(-0.106, 0.084, 0.064, -0.008, 0.23, 0.175, 0.111, -0.046, -0.114),
+    ]
+
+
+def test_a_climb_on_a_plateau_waits_where_it_is(environment: VirtualTaobao, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def flat(self: VirtualTaobao, state: object, actions: torch.Tensor) -> torch.Tensor:
+        seen.append(actions.detach().abs().amax().item())
+        return 1.0 + 0.0 * actions.sum(1)
+
+    monkeypatch.setattr(VirtualTaobao, "expected_clicks", flat)
+    with pytest.raises(InputError, match=r"the climb ended at 0\.100"):
+        middling_constant(environment, deviation=0.01, level=0.4, seed=0)
+
+    # Draws of a deviation of 0.01 around the middle of the box, all the way.
+    assert max(seen) < 0.1
 
 
 def test_a_level_out_of_reach_is_refused(environment: VirtualTaobao, monkeypatch: pytest.MonkeyPatch) -> None:

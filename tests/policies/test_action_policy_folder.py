@@ -15,6 +15,7 @@ from components.policies.action_policy_folder import (
 from components.policies.constant_action import ConstantAction
 from components.policies.continuous_policy import Scaled, TanhGaussianPolicy, layers
 from components.policies.deterministic_policy import DeterministicPolicy
+from components.policies.policy_folder import load_policy
 from components.policies.pulled_back import ActionCloud, PulledBack
 
 CLOUD = ActionCloud(
@@ -70,6 +71,15 @@ def test_what_is_no_policy_of_actions_is_named(tmp_path: Path) -> None:
     save_action_policy(stored("constant", pulled=False), tmp_path)
     (tmp_path / "policy.json").write_text('{"name": "reinforce"}')
     with pytest.raises(InputError, match=r"policy\.json: loop: Field required; expected a policy of actions"):
+        load_action_policy(tmp_path)
+
+
+def test_a_policy_of_actions_is_none_of_slates_and_broken_json_is_named(tmp_path: Path) -> None:
+    save_action_policy(stored("constant", pulled=False), tmp_path)
+    with pytest.raises(InputError, match=r"policy\.json: .*expected a policy of slates"):
+        load_policy(tmp_path)
+    (tmp_path / "policy.json").write_text('{"name"')
+    with pytest.raises(InputError, match=r"policy\.json: Invalid JSON.*expected a policy of actions"):
         load_action_policy(tmp_path)
 
 
