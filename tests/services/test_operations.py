@@ -63,8 +63,9 @@ class Served:
         return httpx.post(self.address + path, json=body, headers=headers, timeout=20)
 
     def lines(self) -> list[dict[str, Any]]:
-        """Of the request log."""
-        return [json.loads(line) for line in self.output.read_text().splitlines() if line.startswith("{")]
+        """Of the request log; of a line that is being written a reader may see a part."""
+        whole, _, _ = self.output.read_text().rpartition("\n")
+        return [json.loads(line) for line in whole.splitlines() if line.startswith("{")]
 
     def line(self, request_id: str) -> dict[str, Any]:
         """Of one request; it is written once the answer is on its way."""
