@@ -138,11 +138,10 @@ def _release(config: LoopConfig, split: Path, stored: StoredActionPolicy, out: P
         choice = choose_radius(stored.trained, cloud, validation, required)
         pull = PullDescription(radius=choice.radius, logged_radius=cloud.radius, n=cloud.n)
         stored = StoredActionPolicy(stored.description.model_copy(update={"pull": pull}), stored.trained, cloud)
-        n_validation = known_rewards(validation).n_known
         release = Release(
             strength=choice.kept,
-            validation_ess=choice.ess_share * n_validation,
-            required_ess=required * n_validation,
+            validation_ess=choice.ess_share * choice.n_known,
+            required_ess=required * choice.n_known,
         )
     save_action_policy(stored, out)
     return release

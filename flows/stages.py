@@ -313,11 +313,10 @@ def train_policy(config: LoopConfig, split: Path, world: Path, behavior: Path, o
         test = _open_to_judge(open_log(split / TEST), stored.vocabulary, cross_fitted)
         required = share_to_keep(config, known_rewards(test).n_known)
         choice = choose_strength(policy, validation, required, ratio_of(validation, test))
-        n_validation = known_rewards(validation).n_known
         release = Release(
             strength=choice.strength,
-            validation_ess=choice.ess_share * n_validation,
-            required_ess=required * n_validation,
+            validation_ess=choice.ess_share * choice.n_known,
+            required_ess=required * choice.n_known,
             propensities_estimated=validation.propensities_estimated,
         )
     _save(config, policy, stored.vocabulary, POLICY, out)

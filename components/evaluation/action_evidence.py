@@ -220,6 +220,8 @@ class RadiusChoice:
     """Share of the log's known requests that stay effective there."""
     kept: float
     """Share of the way from the logged actions' mean to the policy's action that is left, a mean over requests."""
+    n_known: int
+    """Requests of the log whose reward is known."""
 
 
 def choose_radius(policy: ContinuousPolicy, cloud: ActionCloud, log: Log, required: float) -> RadiusChoice:
@@ -235,13 +237,13 @@ def choose_radius(policy: ContinuousPolicy, cloud: ActionCloud, log: Log, requir
         log: others than those, with rewards.
         required: share of its requests that are to stay effective, in (0, 1].
     """
-    first = math.sqrt(math.log(1.0 / required))
+    first, n_known = math.sqrt(math.log(1.0 / required)), known_rewards(log).n_known
     for tenths in range(10, 0, -1) if first > 0 else ():
         radius = first * tenths / 10
-        share = effective_share(log, PulledBack(policy, cloud, radius))
+        share = effective_share(log, n_known, PulledBack(policy, cloud, radius))
         if share >= required:
-            return RadiusChoice(radius, share, _kept(policy, cloud, log, radius))
-    return RadiusChoice(0.0, effective_share(log, PulledBack(policy, cloud, 0.0)), 0.0)
+            return RadiusChoice(radius, share, _kept(policy, cloud, log, radius), n_known)
+    return RadiusChoice(0.0, effective_share(log, n_known, PulledBack(policy, cloud, 0.0)), 0.0, n_known)
 
 
 @torch.no_grad()
@@ -251,14 +253,13 @@ def _kept(policy: ContinuousPolicy, cloud: ActionCloud, log: Log, radius: float)
     return float((radius / distances.clamp(min=radius)).mean())
 
 
-def effective_share(log: Log, policy: ContinuousPolicy) -> float:
-    """Share of a log's known requests that speak of a policy, ESS / n of its one-request estimate; 0 without any."""
-    rewards = known_rewards(log)
-    if not rewards.n_known:
+def effective_share(log: Log, n_known: int, policy: ContinuousPolicy) -> float:
+    """Share of a log's n known requests that speak of a policy, ESS / n of its one-request estimate; 0 without any."""
+    if not n_known:
         return 0.0
-    cap, known = default_cap(rewards.n_known), (part.select(part.reward_known) for part in read_actions(log))
+    cap, known = default_cap(n_known), (part.select(part.reward_known) for part in read_actions(log))
     sums = merge_shards({"NCIS": one_request_sums(_requests(part, policy), cap)} for part in known if len(part.rewards))
-    return sums["NCIS"].effective.value / rewards.n_known
+    return sums["NCIS"].effective.value / n_known
 
 
 def _about(name: str) -> About:

@@ -228,6 +228,8 @@ class ReleaseChoice:
     strength: float
     ess_share: float
     """Effective requests of the log as a share of its requests with a known reward; 0 where it has none."""
+    n_known: int
+    """Requests of the log whose reward is known."""
 
 
 def choose_strength(
@@ -246,11 +248,11 @@ def choose_strength(
 
     if n_known == 0:
         policy.strength.fill_(0.0)
-        return ReleaseChoice(0.0, 0.0)
+        return ReleaseChoice(0.0, 0.0, n_known)
     for strength in STRENGTHS:
         policy.strength.fill_(strength)
         share = ess_share()
         if share >= required_share:
-            return ReleaseChoice(strength, share)
+            return ReleaseChoice(strength, share, n_known)
     policy.strength.fill_(0.0)
-    return ReleaseChoice(0.0, ess_share())
+    return ReleaseChoice(0.0, ess_share(), n_known)

@@ -169,7 +169,7 @@ def test_a_release_goes_as_far_as_enough_requests_speak_of_it(required: float, s
     assert choice.radius == pytest.approx(math.sqrt(-math.log(required)), rel=0.25)
     assert choice.kept == pytest.approx(choice.radius / float(studied.cloud.distances(far.mode(torch.zeros(1, 3)))))
     further = PulledBack(far, studied.cloud, 1.3 * choice.radius + 0.2)
-    assert effective_share(studied.log, further) < choice.ess_share
+    assert effective_share(studied.log, studied.rewards.n_known, further) < choice.ess_share
 
 
 def test_a_release_of_which_all_must_speak_is_the_gaussian_of_the_log(studied: StudiedLog) -> None:
